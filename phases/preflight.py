@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
 from kubeadm_registry import paths
@@ -123,7 +122,7 @@ def packet_filter(cluster: Cluster, host: Host) -> Iterator[str]:
 def ports(cluster: Cluster, host: Host) -> Iterator[str]:
     """The ports of the services are free."""
     wanted = {(port.protocol, port.number) for service in services(cluster.spec) for port in service.ports}
-    is_other = cache(partial(_is_other, host))  # each process listens several times
+    taken: list[tuple[str, str, list[tuple[str, str]]]] = []
     for line in host.query("ss", "-Hltunp").stdout.decode(errors="replace").splitlines():
         fields = line.split()
         if len(fields) < 5:
@@ -131,19 +130,34 @@ def ports(cluster: Cluster, host: Host) -> Iterator[str]:
         port = int(fields[4].rpartition(":")[2])
         if (fields[0], port) not in wanted:
             continue
-        pids = re.findall(r'"([^"]*)",pid=(\d+)', line)
-        strangers = [(name, pid) for name, pid in pids if is_other(pid)]
-        if strangers or not pids:
-            who = ", ".join(f"{name} (pid {pid})" for name, pid in strangers) or "another program"
-            yield f"port {port}/{fields[0]} is in use by {who} at {fields[4]}; stop it or change its port"
+        taken.append((f"{port}/{fields[0]}", fields[4], re.findall(r'"([^"]*)",pid=(\d+)', line)))
+    others = _others(host, sorted({pid for _, _, processes in taken for _, pid in processes}))
+    for name, address, processes in taken:
+        strangers = [f"{program} (pid {pid})" for program, pid in processes if pid in others]
+        if strangers or not processes:
+            who = ", ".join(strangers) or "another program"
+            yield f"port {name} is in use by {who} at {address}; stop it or change its port"
 
 
-def _is_other(host: Host, pid: str) -> bool:
-    """Whether the process is there and not one of ours. One that has ended since, such as a worker of a HAProxy that
-    was reloaded, listens no more."""
-    # /proc files have size 0 and are read with cat, like any other answer.
-    found = host.query("cat", f"/proc/{pid}/cgroup")
-    return found.ok and f"/{paths.SLICE}" not in found.text
+#: The control groups of the processes ``$@``, those of each after a line ``= PID``. The shell reads them itself.
+_CGROUPS = """
+for pid; do
+  echo "= $pid"
+  while IFS= read -r line; do echo "$line"; done 2>/dev/null <"/proc/$pid/cgroup"
+done
+:
+"""
+
+
+def _others(host: Host, pids: Sequence[str]) -> set[str]:
+    """Those of the processes *pids* that are not ours. One that has ended since, such as a worker of a HAProxy that was
+    reloaded, listens no more."""
+    if not pids:
+        return set()
+    shown = re.split(r"^= (\d+)\n", host.query("sh", "-c", _CGROUPS, "groups", *pids).text, flags=re.MULTILINE)[1:]
+    return {
+        pid for pid, groups in zip(shown[::2], shown[1::2], strict=True) if groups and f"/{paths.SLICE}" not in groups
+    }
 
 
 #: Where the kernel takes the ports of outgoing connections from, and which of them it leaves out.

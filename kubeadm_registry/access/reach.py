@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -53,16 +54,21 @@ def prove(
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
         return flaws
 
-    def attempt(host: Host) -> list[ReadFailure] | RegistryError | ConnectionFailed:
+    def attempt(known: Collection[str], host: Host) -> list[ReadFailure] | RegistryError | ConnectionFailed:
         try:
-            return look((host.name, host, cluster.node(host).addresses), () if at_vip else known)
+            return look((host.name, host, cluster.node(host).addresses), known)
         except (RegistryError, ConnectionFailed) as error:
             return error
 
-    at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
+    with ThreadPoolExecutor(1) as beside:
+        of_nodes = beside.submit(side_by_side, partial(attempt, known), cluster.hosts)
+        at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
+        outcomes = of_nodes.result()
+    if at_vip and known:
+        outcomes = side_by_side(partial(attempt, ()), cluster.hosts)
     flaws: list[ReadFailure] = []
     silent: dict[str, str] = {}
-    for host, outcome in zip(cluster.hosts, side_by_side(attempt, cluster.hosts), strict=True):
+    for host, outcome in zip(cluster.hosts, outcomes, strict=True):
         if isinstance(outcome, list):
             flaws += outcome
         else:

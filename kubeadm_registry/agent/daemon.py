@@ -17,12 +17,12 @@ from kubeadm_registry import __version__
 from kubeadm_registry.agent import certificate, keys, moves, moving, reserve, status, trend, volume
 from kubeadm_registry.agent.clock import clock
 from kubeadm_registry.agent.config import Config, ConfigError, load
-from kubeadm_registry.agent.document import Data, State, Trend, sealed
+from kubeadm_registry.agent.document import MOVES_FILE, SPACE_FILE, Data, State, Trend, sealed
 from kubeadm_registry.agent.hands import TRUE, NodeHands, write
 from kubeadm_registry.agent.hardstate import UNKNOWN
 from kubeadm_registry.agent.heartbeat import LEAST_KEY
 from kubeadm_registry.agent.inheritance import Inheritance
-from kubeadm_registry.agent.kept import MOVES_FILE, SPACE_FILE, KeptList
+from kubeadm_registry.agent.kept import KeptList
 from kubeadm_registry.agent.log import Log, described
 from kubeadm_registry.agent.model import Decisions, HardState, Health, Level, Memory, Observation, PeerView, Role
 from kubeadm_registry.agent.netlink import Addresses

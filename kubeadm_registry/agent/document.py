@@ -6,11 +6,15 @@ release may lack keys that were added since, or tell more, so a reader takes fro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Optional, TypedDict, cast
 
 from kubeadm_registry.agent.formats import Damaged, Format, Newer
 
 FORMAT = Format("the agent's state")
+#: The lists that it keeps on disk for people, and an entry of one of them (``kept``).
+MOVES_FILE, SPACE_FILE = "moves.json", "space.json"
+Entry = Mapping[str, Any]
 
 
 class Vip(TypedDict):

@@ -9,14 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
+from kubeadm_registry.agent.document import Entry
 from kubeadm_registry.agent.formats import Damaged, Format, Found, Newer
 
-Entry = Mapping[str, Any]
-MOVES_FILE, SPACE_FILE = "moves.json", "space.json"
 LARGEST = 1 << 20  # bytes of a file that is read
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Optional
 
-from kubeadm_registry.agent.document import Move
+from kubeadm_registry.agent.document import Entry, Move
 from kubeadm_registry.agent.formats import Format
-from kubeadm_registry.agent.kept import Entry
 from kubeadm_registry.agent.model import FAILED, Decisions, Memory, PeerView, Report, Role, Settings
 
 FORMAT = Format("the moves of the virtual IP and the lease")

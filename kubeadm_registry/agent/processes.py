@@ -6,11 +6,13 @@ the unit's.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import signal
-from typing import Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional
+
+if TYPE_CHECKING:
+    import asyncio  # not for the recorder of pulls, nor for the command line
 
 TICKS = os.sysconf("SC_CLK_TCK")
 

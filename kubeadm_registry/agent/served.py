@@ -22,6 +22,7 @@ import re
 import socket
 import ssl
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional
 
@@ -83,11 +84,17 @@ def trusted(path: str, ca: str) -> Optional[list[str]]:
     return None if answer is None or "Unknown command" in answer else sorted(FINGERPRINT.findall(answer))
 
 
+@lru_cache(1)
+def context() -> ssl.SSLContext:
+    """For handshakes in which whatever is shown is to be seen."""
+    anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    return anyone
+
+
 def handshake(address: str, port: int) -> bytes:
     """The certificate that a client is shown, DER. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # whatever it is, it is to be seen
-    with socket.create_connection((address, port), DEADLINE) as wire, context.wrap_socket(wire) as tls:
+    with socket.create_connection((address, port), DEADLINE) as wire, context().wrap_socket(wire) as tls:
         return tls.getpeercert(binary_form=True) or b""
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from kubeadm_registry.agent.document import Trend
+from kubeadm_registry.agent.document import Entry, Trend
 from kubeadm_registry.agent.formats import Format
-from kubeadm_registry.agent.kept import Entry
 
 FORMAT = Format("the history of the data disk")
 KEY = "samples"

@@ -1,5 +1,1 @@
 """The command line: parses, calls the library, prints, and turns errors into exit codes. Nothing else does."""
-
-from kubeadm_registry.cli.main import main
-
-__all__ = ["main"]

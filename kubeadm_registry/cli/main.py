@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping, MutableMapping
 from importlib import import_module
 from typing import NoReturn, cast
@@ -89,7 +90,11 @@ def cli() -> None:
 
 
 def main() -> NoReturn:
-    """Entry point of the program."""
+    """Run the command that the command line names; this process is the program's own."""
     standard.complete()
     start.lean()
-    cli.main(prog_name="kubeadm-registry")
+    try:
+        cli.main(prog_name="kubeadm-registry")
+    finally:
+        # What is left goes with the process. Python would look through all of it for garbage first: a tenth of a run.
+        gc.freeze()

@@ -16,8 +16,10 @@ from kubeadm_registry.transport.host import Host
 _WAY = """
 path=$(realpath -m -- "$1") && echo "$path" || exit 1
 [ ! -L "$path" ] || { echo "its links lead in a circle" >&2; exit 1; }
-until [ -e "$path" ]; do path=$(dirname -- "$path"); done
-while stat -c '%a|%F|%n' -- "$path" || exit 1; [ "$path" != / ]; do path=$(dirname -- "$path"); done
+until [ -e "$path" ]; do path=${path%/*}; path=${path:-/}; done
+set --
+while set -- "$@" "$path"; [ "$path" != / ]; do path=${path%/*}; path=${path:-/}; done
+exec stat -c '%a|%F|%n' -- "$@"
 """
 
 #: The kind of file system on which ``$1`` is, or will be, as stat names it.

@@ -462,8 +462,11 @@ class Bucket:
         return next((found["id"] for found in listed if s3.bucket(self.cluster.spec) in found["globalAliases"]), None)
 
     def _find(self) -> tuple[Host, dict[str, Any]] | None:
-        """The bucket, and a host that knows it: one that was made anew may not yet, and would make a second one."""
-        for host in self.cluster.hosts:
+        """The bucket, and a host that knows it: one that was made anew may not yet, and would make a second one.
+
+        The last host comes first, since the first one has all else to answer that is asked once.
+        """
+        for host in reversed(self.cluster.hosts):
             if (found := self._id(host)) is not None:
                 return host, Api(self.cluster, host).ask("GetBucketInfo", {"id": found})
         return None

@@ -53,13 +53,26 @@ def is_direct(host: Host, address: str, interface: str) -> bool:
 #: Prints those of the pairs of address and port ``$@`` to which no connection gets. A port on which nobody listens yet
 #: says so, and that is an answer; a firewall says that there is no way, or nothing.
 BLOCKED = """
-try() {
-  said=$(LC_ALL=C timeout 3 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$1" "$2" 2>&1)
-  case $?:$said in 0:*|*"Connection refused"*) ;; *) echo "$1 $2" ;; esac
-}
 command -v bash >/dev/null || exit 0
+answered=$(LC_ALL=C timeout 3 bash -c '
+try() {
+  said=$( (exec 3<>"/dev/tcp/$1/$2") 2>&1)
+  case $?:$said in 0:*|*"Connection refused"*) echo "$1 $2" ;; esac
+}
 while [ $# -gt 1 ]; do try "$1" "$2" & shift 2; done
 wait
+' try "$@")
+while [ $# -gt 1 ]; do
+  case "
+$answered
+" in
+  *"
+$1 $2
+"*) ;;
+  *) echo "$1 $2" ;;
+  esac
+  shift 2
+done
 """
 
 
@@ -74,9 +87,10 @@ def blocked(host: Host, pairs: Iterable[tuple[str, str]]) -> set[tuple[str, str]
 #: ping that can forbid fragments (busybox has none), and where nothing is answered at all, nothing is known.
 TOO_LARGE = """
 try() {
-  interface=$(ip -o route get "$1" 2>/dev/null | sed -n 's/.* dev \\([^ ]*\\).*/\\1/p')
-  mtu=$(ip -o link show dev "$interface" 2>/dev/null | sed -n 's/.* mtu \\([0-9]*\\) .*/\\1/p')
-  [ -n "$mtu" ] || return 0
+  interface=$(ip -o route get "$1" 2>/dev/null)
+  case $interface in *" dev "*) interface=${interface##* dev }; interface=${interface%% *} ;; *) return 0 ;; esac
+  mtu=$(ip -o link show dev "$interface" 2>/dev/null)
+  case $mtu in *" mtu "*) mtu=${mtu#* mtu }; mtu=${mtu%% *} ;; *) return 0 ;; esac
   case $1 in *:*) headers=48 ;; *) headers=28 ;; esac
   sent() { said=$(LC_ALL=C ping -n -c 1 -W 1 -M "do" -s "$1" "$2" 2>&1); }
   sent 56 "$1" || return 0

@@ -45,10 +45,9 @@ class FirewallRules:
 
     def diff(self, host: Host) -> str | None:
         """Which table is missing, or None."""
-        for table in self.tables:
-            if not host.query("nft", "list", "table", "inet", table).ok:
-                return f"nft table inet {table}: loaded (it is missing)"
-        return None
+        there = host.query("nft", "list", "tables", "inet").text.splitlines()
+        missing = [table for table in self.tables if f"table inet {table}" not in there]
+        return f"nft table inet {missing[0]}: loaded (it is missing)" if missing else None
 
     def apply(self, host: Host) -> None:
         """Reload the unit that loads them: no rule is missing meanwhile."""

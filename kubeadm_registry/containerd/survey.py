@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from kubeadm_registry.containerd import http_proxy
 from kubeadm_registry.containerd.settings import CONFIG, Layer, Refused, Version
+from kubeadm_registry.errors import Error
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import OWNER, UNFINISHED, FileState, Host, owner_of
 
 UNIT = "containerd.service"
@@ -30,9 +32,16 @@ esac
 printf '%s\\n--\\n' "$properties"
 systemctl show-environment 2>/dev/null | grep -i '_proxy=' || :
 echo --
-program=$(printf '%s\\n' "$properties" | sed -n 's/^ExecStart={ path=\\([^ ;]*\\).*/\\1/p' | head -n 1)
+program= pid=
+while IFS= read -r line; do
+  case $line in
+    MainPID=*) pid=${line#MainPID=} ;;
+    "ExecStart={ path="*) [ -n "$program" ] || { program=${line#*path=}; program=${program%%[ ;]*}; } ;;
+  esac
+done <<END
+$properties
+END
 [ -n "$program" ] || program=$(PATH=$PATH:/usr/local/bin command -v containerd) || exit 0
-pid=$(printf '%s\\n' "$properties" | sed -n 's/^MainPID=//p')
 if [ "${program##*/}" != containerd ] && [ "${pid:-0}" != 0 ]; then
   started=$(readlink -- "$2/$pid/exe") && [ "${started##*/}" = containerd ] && program=$started
 fi
@@ -42,24 +51,25 @@ echo --
 [ "${pid:-0}" = 0 ] || cat -- "$2/$pid/cmdline" 2>/dev/null || :
 """
 
-#: Shows files: ``$@`` are paths or patterns. For each path that there is a line "argument size mode owner real-path",
-#: with the owner as ``host.OWNER`` says, a line with the path, and the content. Size ``-``: it is there and is not a
-#: plain file.
+#: Shows files, with a few processes for all of them: ``$@`` are paths or patterns. For each path that there is a line
+#: "argument kind path", where ``-`` is the kind of what is not a plain file; after an empty line a line
+#: "size mode owner" for each plain file, with the owner as ``host.OWNER`` says, then a line with its path without links
+#: for each, then the contents.
 _SHOW = f"""
 IFS=
 LC_ALL=C
-number=0
+number=0 count=$#
 for pattern; do
   for path in $pattern; do
-    if [ -f "$path" ]; then
-      printf '%s %s %s\\n%s\\n' "$number" "$(stat -L -c '%s %a {OWNER}' -- "$path")" "$(readlink -f -- "$path")" "$path"
-      cat -- "$path"
-    elif [ -e "$path" ] || [ -L "$path" ]; then
-      printf '%s - 0 - - %s\\n%s\\n' "$number" "$path" "$path"
+    if [ -f "$path" ]; then set -- "$@" "$path"; echo "$number f $path"
+    elif [ -e "$path" ] || [ -L "$path" ]; then echo "$number - $path"
     fi
   done
   number=$((number + 1))
 done
+echo
+shift "$count"
+[ $# = 0 ] || {{ stat -L -c '%s %a {OWNER}' -- "$@" && readlink -f -- "$@" && exec cat -- "$@"; }}
 """
 
 
@@ -75,19 +85,39 @@ class ConfigFile:
 def look(host: Host, *patterns: str) -> list[tuple[int, str, ConfigFile | None]]:
     """What *patterns* (paths, or with ``*``) name, in one round trip: the pattern's index, the path, and the file.
 
-    The file is None for what is there and is not a plain file, such as a link to nowhere.
+    The file is None for what is there and is not a plain file, such as a link to nowhere. Raises Error if they change
+    meanwhile, twice.
     """
-    rest = host.query("sh", "-c", _SHOW, "show", *patterns).stdout if patterns else b""
+    if not patterns:
+        return []
+    asking = ("sh", "-c", _SHOW, "show", *patterns)
+    found = _shown(host.query(*asking))
+    if found is None and (found := _shown(host.live.query(*asking))) is None:
+        raise Error(
+            f"cannot read {', '.join(patterns)}: something changes these files", host=host.name, code="FileUnreadable",
+            hint="run the command again when that has ended",
+        )  # fmt: skip
+    return found
+
+
+def _shown(result: Result) -> list[tuple[int, str, ConfigFile | None]] | None:
+    """What _SHOW says; None where the parts do not fit, for a file was changed or removed between two of them."""
+    listed, _, rest = result.stdout.partition(b"\n\n") if result.stdout[:1] != b"\n" else (b"", b"", b"")
+    paths = [line.decode().split(" ", 2) for line in listed.splitlines()]
+    count = sum(kind == "f" for _, kind, _ in paths)
+    *lines, content = rest.split(b"\n", 2 * count) if count else [rest]
+    if not result.ok or len(lines) != 2 * count:
+        return None
+    heads, real = [line.decode().split(" ", 2) for line in lines[:count]], [line.decode() for line in lines[count:]]
+    if sum(int(size) for size, _, _ in heads) != len(content):
+        return None
     found: list[tuple[int, str, ConfigFile | None]] = []
-    while rest:
-        head, _, rest = rest.partition(b"\n")
-        line, _, rest = rest.partition(b"\n")
-        number, size, mode, where = head.decode().split(" ", 3)
-        owner, _, real = where.partition(" /")
-        path, shown = line.decode(), None
-        if size != "-":
-            content, rest = rest[: int(size)], rest[int(size) :]
-            shown = ConfigFile(path, f"/{real}", FileState(content, int(mode, 8), owner_of(owner)))
+    for number, kind, path in paths:
+        shown = None
+        if kind == "f":
+            size, mode, owner = heads.pop(0)
+            shown = ConfigFile(path, real.pop(0), FileState(content[: int(size)], int(mode, 8), owner_of(owner)))
+            content = content[int(size) :]
         found.append((int(number), path, shown))
     return found
 
@@ -363,7 +393,9 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
         else:
             yield "containerd is not installed: install containerd or containerd.io, then run the command again"
         return
-    for name in host.query("sh", "-c", _EMBEDDED, "embedded", "k3s", "rke2").text.split():
+    states = host.query("systemctl", "is-active", "--", *(unit for _, unit in _EMBEDDED)).text.split()
+    active = dict.fromkeys(name for (name, _), state in zip(_EMBEDDED, states, strict=False) if state == "active")
+    for name in active:
         yield (
             f"this node runs {name}, whose pods use a containerd of its own and not {UNIT}: configure registries.yaml "
             f"(`kubeadm-registry mirrors print --for {name}`), and leave the node out or skip this phase"
@@ -379,12 +411,7 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
 
 
 #: Which of ``$@`` run, by their units.
-_EMBEDDED = """
-for name; do
-  systemctl is-active --quiet "$name.service" "$name-server.service" "$name-agent.service" && echo "$name"
-done
-:
-"""
+_EMBEDDED = [(name, f"{name}{kind}.service") for name in ("k3s", "rke2") for kind in ("", "-server", "-agent")]
 #: Which other container runtimes are in the directories ``$@``.
 _OTHERS = """
 for name in k3s rke2 dockerd crio; do

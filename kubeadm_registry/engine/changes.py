@@ -271,13 +271,14 @@ systemctl show {_PROPERTIES} -- "$1"
 echo
 cat -- "$2" 2>/dev/null || :
 """
-#: The same of many units, with a line ``= UNIT`` before each record.
+#: The same of many units, with a line ``= UNIT`` before each record. The shell reads them itself: a process for each
+#: would be most of the work.
 _UNITS = f"""
 records=$1; shift
 systemctl show {_PROPERTIES} -- "$@"
 for unit; do
   echo "= $unit"
-  cat -- "$records/$unit" 2>/dev/null
+  [ ! -r "$records/$unit" ] || while IFS= read -r line; do echo "$line"; done <"$records/$unit"
 done
 """
 

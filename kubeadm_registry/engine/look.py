@@ -24,6 +24,7 @@ from kubeadm_registry.engine.changes import (
 )
 from kubeadm_registry.engine.memory import Memory, remembering
 from kubeadm_registry.engine.phase import Phase
+from kubeadm_registry.engine.users import User, users_ahead
 from kubeadm_registry.errors import Error, NotYetKnown
 from kubeadm_registry.transport.host import Host
 
@@ -142,11 +143,14 @@ def differences(selected: Sequence[tuple[str, Phase]], cluster: Cluster) -> list
 
 
 def _read_ahead(host: Host, changes: Sequence[Change]) -> None:
-    """Read all files, directories and units that the *changes* on *host* will compare, with three commands."""
+    """Read all files, directories, users and units that the *changes* on *host* will compare, with a command each."""
     files = dict.fromkeys(path for change in changes for path in getattr(change, "reads", ()))
     directories = dict.fromkeys(change.path for change in changes if isinstance(change, Directory))
+    users = dict.fromkeys(change.name for change in changes if isinstance(change, User))
     units = dict.fromkeys(change.unit for change in changes if isinstance(change, Running | NoService))
-    for ahead, what in ((Host.read_ahead, files), (directories_ahead, directories), (units_ahead, units)):
+    for ahead, what in (
+        (Host.read_ahead, files), (directories_ahead, directories), (users_ahead, users), (units_ahead, units),
+    ):  # fmt: skip
         if what and isinstance(host.transport, Memory):
             with suppress(Error):  # then each is read separately
                 host.transport.learn(ahead(host, list(what)))

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import threading
 from functools import cache
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from kubeadm_registry import addresses
+
+if TYPE_CHECKING:
+    import jinja2
 
 _compiling = threading.Lock()
 
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2  # noqa: PLC0415  most commands render nothing
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kubeadm_registry"),
         undefined=jinja2.StrictUndefined,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
 
 _NO_SHELL = "/usr/sbin/nologin"
+#: A line for each of the users ``$@``: the status of ``id``, and the groups.
+_USERS = 'for user; do groups=$(id -Gn -- "$user" 2>/dev/null); echo "$? $groups"; done'
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class User:
 
     def diff(self, host: Host) -> str | None:
         """What is missing, or None."""
-        result = host.query("id", "-Gn", "--", self.name)
+        result = host.query(*_asking_for(self.name))
         if not result.ok:
             return f"user {self.name}: new system user"
         missing = sorted(set(self.groups) - set(result.text.split()))
@@ -48,6 +51,19 @@ class User:
             )  # fmt: skip
         for group in self.groups:
             host.run("usermod", "--append", "--groups", group, "--", self.name)
+
+
+def _asking_for(name: str) -> tuple[str, ...]:
+    return ("id", "-Gn", "--", name)
+
+
+def users_ahead(host: Host, names: Sequence[str]) -> list[Result]:
+    """The commands that ``User`` will run for *names*, with their results, read by one; empty if not all are."""
+    lines = host.query("sh", "-c", _USERS, "users", *names).stdout.splitlines()
+    read = [line.partition(b" ")[::2] for line in lines if line[:1].isdigit()]
+    if len(read) != len(names):
+        return []
+    return [Result(_asking_for(name), int(code), groups) for name, (code, groups) in zip(names, read, strict=True)]
 
 
 def _user(host: Host, name: str) -> bool:

@@ -26,6 +26,12 @@ Thing = TypeVar("Thing")
 Outcome = TypeVar("Outcome")
 
 
+def few(workers: int, count: int) -> int:
+    """How many connections *count* images are looked for with, where *workers* large blobs go at a time: to open one
+    costs as much as some images."""
+    return min(workers * SMALL_FOR_LARGE, 1 + count // 3)
+
+
 class WorkerPool:
     """*workers* threads, each with a connection of its own, which it opens when it is first needed.
 

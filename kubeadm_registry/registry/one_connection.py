@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 from collections.abc import Iterator
+from functools import lru_cache
 
 import httpx
 
@@ -31,6 +32,12 @@ class _Unreadable(Exception):
     """The content of a request cannot be read, which says nothing of the connection; the cause says why."""
 
 
+@lru_cache(4)
+def _trusting(ca: str) -> ssl.SSLContext:
+    """What all connections share that trust the authority *ca* (PEM)."""
+    return ssl.create_default_context(cadata=ca)
+
+
 class OneConnection(httpx.BaseTransport):
     """A connection to *host*:*port*, which must have a certificate for *name* by the authority *ca* (PEM).
 
@@ -39,7 +46,7 @@ class OneConnection(httpx.BaseTransport):
     """
 
     def __init__(self, host: str, port: int, *, name: str, ca: str, timeout: float) -> None:
-        self._line = _Connection(host, port, name, ssl.create_default_context(cadata=ca), timeout)
+        self._line = _Connection(host, port, name, _trusting(ca), timeout)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """The answer to *request*. Raises httpx.TransportError, and what the request's content raises."""

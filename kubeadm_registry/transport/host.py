@@ -46,7 +46,7 @@ UNFINISHED = ".kubeadm-registry"
 _READ = f"""
 [ -e "$1" ] || [ -L "$1" ] || exit 3
 [ -f "$1" ] || exit 4
-stat -L -c '%a {OWNER}' -- "$1" && cat -- "$1"
+stat -L -c '%a {OWNER}' -- "$1" && exec cat -- "$1"
 """
 
 #: The same for many paths with a few processes: prints a status for each path, then, for those that are files, size,
@@ -60,7 +60,7 @@ for path; do
   fi
 done
 shift "$count"
-[ $# = 0 ] || {{ stat -L -c '%s %a {OWNER}' -- "$@" && cat -- "$@"; }}
+[ $# = 0 ] || {{ stat -L -c '%s %a {OWNER}' -- "$@" && exec cat -- "$@"; }}
 """
 
 #: Writes standard input, ``$4`` bytes with the SHA-256 ``$5``, to a new file beside ``$1``, with mode ``$2`` and owner

@@ -8,12 +8,26 @@ from types import ModuleType
 
 from kubeadm_registry import paths
 
+#: What Python starts with, before the source that is its first argument: no Python older than 3.9, which is what the
+#: agent needs as well, and none without its library, such as Debian's python3-minimal (status 127, as if it were not
+#: there). Asking it first would be a second start of Python, which takes longer than most of what it is asked for.
+_BEGIN = """import sys
+try:
+    import json
+except ImportError:
+    sys.exit(127)
+if sys.version_info < (3, 9):
+    sys.exit(127)
+exec(compile(sys.argv.pop(1), "<kubeadm-registry>", "exec"))"""
+
 #: Runs the Python source ``$2`` with the arguments behind it, by the host's Python or that of a bundle, below ``$1``.
-#: Nothing newer than 3.9 is needed, which is what the agent needs as well.
-RUN = """
+RUN = f"""
 programs=$1; shift
 for python in "$(command -v python3)" "$programs"/python/*/bin/python3; do
-  "$python" -I -c 'import json, sys; sys.exit(sys.version_info < (3, 9))' 2>/dev/null && exec "$python" -I -c "$@"
+  [ -x "$python" ] || continue
+  "$python" -I -S -c '{_BEGIN}' "$@"
+  status=$?
+  [ "$status" = 127 ] || exit "$status"
 done
 echo "there is no Python 3.9 or newer" >&2
 exit 127

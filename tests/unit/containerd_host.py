@@ -26,8 +26,9 @@ STUBS = {
           show*) cat "$STUB/unit" ;;
           is-active*)
             shift 2
-            for unit; do grep -q -x -F "$unit" "$STUB/active" 2>/dev/null && exit 0; done
-            exit 3 ;;
+            for unit; do
+              if grep -q -x -F "$unit" "$STUB/active" 2>/dev/null; then echo active; else echo inactive; fi
+            done ;;
           restart*)
             [ -e "$STUB/refuses" ] && exit 1
             id=$(sed -n 's/^InvocationID=//p' "$STUB/unit")

@@ -446,6 +446,8 @@ class FakeCluster:
             self.flush_firewall(server)
             return 0
 
+        loaded = "".join(f"table inet {name}\n" for name in paths.TABLES)
+        server.answer("nft", "list", "tables", "inet", with_=lambda *_: loaded if self._guarded(server) else "")
         for name in paths.TABLES:
             table = ("table", "inet", name)
             server.answer("nft", "list", *table, with_=lambda *_: 0 if self._guarded(server) else 1)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from kubeadm_registry import secrets
 from kubeadm_registry.components import data, garage_layout, helper, retention
-from kubeadm_registry.engine import changes, workflow
+from kubeadm_registry.engine import changes, users, workflow
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport import host as host_module
@@ -474,6 +474,10 @@ class FakeTransport:
             raise Failed(f"id: '{found['user']}': no such user")
         return (" ".join(sorted(self.users[found["user"]])) + "\n").encode()
 
+    def _users(self, names: tuple[str, ...], _: bytes) -> bytes:
+        lines = (f"0 {' '.join(sorted(self.users[one]))}" if one in self.users else "1 " for one in names)
+        return "".join(f"{line}\n" for line in lines).encode()
+
     def _primary_group(self, found: re.Match[str]) -> bytes:
         self._id(found)
         return f"{found['user']}\n".encode()
@@ -696,6 +700,7 @@ _SCRIPTS: dict[str, Callable[[FakeTransport, tuple[str, ...], bytes], bytes]] = 
     changes._MAKE: FakeTransport._make_directory,
     changes._UNIT: FakeTransport._unit_state,
     changes._UNITS: FakeTransport._unit_states,
+    users._USERS: FakeTransport._users,
     workflow._FLUSH: FakeTransport._flush,
     secrets._DATA: FakeTransport._data,
     workflow._SWEEP: FakeTransport._sweep,

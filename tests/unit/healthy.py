@@ -62,7 +62,7 @@ def answer_all(server: FakeTransport) -> None:
     server.answer("sh", "-c", survey._ASK, "ask", survey.UNIT, with_=CONTAINERD)
     server.answer("sh", "-c", survey._SHOW, "show")
     server.answer("sh", "-c", survey._FIXED, "fixed")
-    server.answer("sh", "-c", survey._EMBEDDED, "embedded")
+    server.answer("systemctl", "is-active", "--", survey._EMBEDDED[0][1], with_="inactive\n" * len(survey._EMBEDDED))
     server.answer("sh", "-c", survey.FROM_ROOT, "dump", with_="version = 3\n")
 
 

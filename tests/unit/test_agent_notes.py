@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.agent import kept, moves, rules, trend
-from kubeadm_registry.agent.document import Move
+from kubeadm_registry.agent.document import Entry, Move
 from kubeadm_registry.agent.formats import Format
-from kubeadm_registry.agent.kept import Entry, KeptList
+from kubeadm_registry.agent.kept import KeptList
 from kubeadm_registry.agent.model import (
     Decisions,
     Health,

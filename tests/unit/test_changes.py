@@ -25,7 +25,7 @@ from kubeadm_registry.engine.changes import (
     unit_state,
     wait,
 )
-from kubeadm_registry.engine.users import NoUser, User
+from kubeadm_registry.engine.users import NoUser, User, users_ahead
 from kubeadm_registry.errors import CommandFailed, CommandTimeout, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import Host
@@ -499,6 +499,15 @@ def test_directories_asked_for_at_once_are_answered_as_each_would_be(tmp_path: P
     for answer in changes.directories_ahead(here(), paths):
         asked = here().query(*answer.argv)
         assert (answer.argv, answer.ok, answer.text) == (asked.argv, asked.ok, asked.text)
+
+
+def test_users_asked_for_at_once_are_answered_as_each_would_be() -> None:
+    names = ["root", "nobody-of-this-name", "daemon"]
+    ahead = users_ahead(here(), names)
+    assert [answer.ok for answer in ahead] == [True, False, True]
+    for answer in ahead:
+        asked = here().query(*answer.argv)
+        assert (answer.argv, answer.code, answer.text) == (asked.argv, asked.code, asked.text)
 
 
 SHOW = """

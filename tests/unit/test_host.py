@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kubeadm_registry.containerd.survey import read_files
+from kubeadm_registry.containerd.survey import look, read_files
 from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.result import Result
 from kubeadm_registry.transport.host import _WRITE, FileState, Host
@@ -140,6 +140,37 @@ def test_a_file_that_changes_while_it_is_read_ahead_is_asked_for_by_itself(tmp_p
     stub(program, "cat", f'echo more >> {growing}; exec /bin/cat "$@"')
     host = Host("here", "10.0.0.11", Here(program))
     assert host.read_ahead([str(growing)]) == []
+
+
+def test_files_are_shown_with_what_else_is_in_their_place(tmp_path: Path) -> None:
+    """In the order in which they are asked for; what is empty, no plain file, or not there at all is told apart."""
+    (tmp_path / "a b.toml").write_text("one\n\n2 3\n")
+    (tmp_path / "b.toml").touch()
+    (tmp_path / "c.toml").symlink_to("nowhere")
+    (tmp_path / "d.toml").mkdir()
+    (tmp_path / "e.toml").symlink_to("a b.toml")
+    found = look(here(), str(tmp_path / "none"), f"{tmp_path}/*.toml", str(tmp_path / "b.toml"))
+    shown = [
+        (number, Path(path).name, file and (Path(file.real).name, file.state.content)) for number, path, file in found
+    ]
+    one = ("a b.toml", b"one\n\n2 3\n")
+    assert shown == [
+        (1, "a b.toml", one), (1, "b.toml", ("b.toml", b"")), (1, "c.toml", None), (1, "d.toml", None),
+        (1, "e.toml", one), (2, "b.toml", ("b.toml", b"")),
+    ]  # fmt: skip
+    assert look(here(), str(tmp_path / "none")) == look(here()) == []
+
+
+def test_files_that_change_while_they_are_shown_are_asked_for_again_and_then_refused(tmp_path: Path) -> None:
+    growing, program = tmp_path / "growing", tmp_path / "programs"
+    program.mkdir()
+    host = Host("here", "10.0.0.11", Here(program))
+    stub(program, "cat", f'[ -e {tmp_path}/once ] || echo more >> {growing}; touch {tmp_path}/once; exec /bin/cat "$@"')
+    growing.write_text("short\n")
+    assert [file.state.content for file in read_files(host, str(growing))] == [b"short\nmore\n"]
+    stub(program, "cat", f'echo more >> {growing}; exec /bin/cat "$@"')
+    with pytest.raises(Error, match=r"cannot read .*growing: something changes these files"):
+        read_files(host, str(growing))
 
 
 def test_a_refused_file_never_replaces_a_good_one(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_healthy_bare_server_has_no_problem(good: FakeCluster, host: str) -> N
     assert good.acts() == []
 
 
+def groups(units: Mapping[int, str]) -> Callable[..., str]:
+    """What the kernel says of the processes that are asked for: *units* has their control groups by process id."""
+    return lambda argv, _: "".join(f"= {pid}\n{units.get(int(pid), '')}" for pid in argv[4:])
+
+
+def test_the_control_groups_of_processes_are_read() -> None:
+    """One that has ended has none."""
+    own = Path("/proc/self/cgroup").read_text(encoding="utf-8")
+    said = here().query("sh", "-c", preflight._CGROUPS, "groups", "4194305", str(os.getpid())).text
+    assert said == f"= 4194305\n= {os.getpid()}\n{own}".rstrip("\n")
+
+
 def test_a_healthy_server_with_the_registry_on_it_has_none_either(good: FakeCluster) -> None:
     run(INIT, good.cluster, JsonLines(io.StringIO()), skip=ELSEWHERE)
     ours = "".join(
@@ -69,9 +82,8 @@ def test_a_healthy_server_with_the_registry_on_it_has_none_either(good: FakeClus
     for server in good.servers.values():
         server.answer("ss", "-Hltunp", with_=SSHD + ours)
         server.answer("sh", "-c", preflight._FREE, "free", with_=free("/", 0.5))
-        for port in (5000, 5001, 3901, 5444):
-            unit = f"0::/{paths.SLICE}/kubeadm-registry-x.service\n"
-            server.answer("cat", f"/proc/{port}/cgroup", with_=unit)
+        unit = f"0::/{paths.SLICE}/kubeadm-registry-x.service\n"
+        server.answer("sh", "-c", preflight._CGROUPS, "groups", with_=groups(dict.fromkeys(range(10000), unit)))
         server.answer("bash", with_=neighbour(VIP))
     for host in good.servers:
         assert problems(good, host) == {}, "its own ports, its own data and its own VIP are no problem"
@@ -233,7 +245,8 @@ def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCl
         "",
     ]
     server.answer("ss", "-Hltunp", with_="\n".join(lines))
-    server.answer("cat", with_="0::/system.slice/other.service\n")
+    seen = dict.fromkeys(range(100), "0::/system.slice/other.service\n")
+    server.answer("sh", "-c", preflight._CGROUPS, "groups", with_=groups(seen))
     assert problems(good) == {
         "Ports": [
             "port 5000/tcp is in use by registry (pid 77), registry (pid 78) at *:5000; stop it or change its port",
@@ -247,14 +260,15 @@ def test_a_process_that_has_ended_meanwhile_has_no_port(good: FakeCluster) -> No
     """A worker of our own HAProxy ends between the two questions when the agent starts it anew."""
     server = good.servers["cp-2"]
     server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("haproxy",pid=77,fd=3))')
-    server.answer("cat", "/proc/77/cgroup", with_=1)
+    server.answer("sh", "-c", preflight._CGROUPS, "groups", with_=groups({}))
     assert problems(good) == {}
 
 
 def test_a_slice_of_a_similar_name_is_not_ours(good: FakeCluster) -> None:
     server = good.servers["cp-2"]
     server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("x",pid=77,fd=3))')
-    server.answer("cat", "/proc/77/cgroup", with_="0::/other-kubeadm-registry.slice/x.service\n")
+    unit = "0::/other-kubeadm-registry.slice/x.service\n"
+    server.answer("sh", "-c", preflight._CGROUPS, "groups", with_=groups({77: unit}))
     assert list(problems(good)) == ["Ports"]
 
 

@@ -312,10 +312,12 @@ def test_a_host_without_python_is_told(server: FakeTransport) -> None:
 
 @pytest.mark.parametrize("bundled", [False, True], ids=["the host's", "the bundle's"])
 def test_a_python_is_found(tmp_path: Path, bundled: bool) -> None:
-    """One that is too old is passed over."""
+    """One that is too old, or lacks its library, is passed over."""
     (tmp_path / "bin").mkdir()
     old = tmp_path / "bin" / "python3"
-    old.write_text("#!/bin/sh\nexit 1\n")
+    # It says so where it is asked for its version, as Python 3.8 does.
+    begin = "import sys; sys.version_info = (3, 8); exec(sys.argv[1])"
+    old.write_text(f"#!/bin/sh\nshift 3\nexec '{sys.executable}' -c '{begin}' \"$@\"\n")
     old.chmod(0o755)
     where = tmp_path / "python" / "3.13" / "bin"
     where.mkdir(parents=True)

@@ -42,7 +42,7 @@ _FOLDER = "app"
 _MAIN = f"""\
 \"\"\"``{NAME}``.\"\"\"
 
-from kubeadm_registry.cli import main
+from kubeadm_registry.__main__ import main
 
 main()
 """

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import REFERRERS_TAG
-from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
+from kubeadm_registry.images.pool import WORKERS, Connect, WorkerPool, few
 from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
@@ -22,13 +22,17 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
     Unless it is to be *thorough*, only its name is looked for. Else every manifest is read and compared with its
     digest, and of every blob the last byte is read: that takes the data of the storage, not only its word.
     """
-    if registry.digest(item.repository, item.reference) != item.root.digest:
+    content = registry.manifest(item.repository, item.reference) if thorough else None
+    digest = oci.digest_of(content) if content else registry.digest(item.repository, item.reference)
+    if digest != item.root.digest:
         if not is_signed_further(registry, item):
             return f"{item.reference} is not {item.root.digest}"
         item = replace(item, manifests=(), blobs=_signatures(item))
     if not thorough:
         return None
     for manifest in item.manifests:
+        if digest == manifest.digest:
+            continue  # it was read by its tag
         if registry.manifest(item.repository, manifest.digest) is None:
             return f"manifest {manifest.digest} is missing"
     for blob in item.blobs:
@@ -68,9 +72,6 @@ def prove(
     """
     if not items:
         return {}
-    with connect() as registry:
-        # Not for /v2/ itself: the user may have a login for a repository and none for that.
-        retry(lambda: registry.digest(items[0].repository, items[0].reference), seconds=10)
 
     def look(registry: Api, item: Item) -> str | None:
         try:
@@ -78,6 +79,10 @@ def prove(
         except RegistryError as error:
             return error.message
 
-    # To connect costs as much as some images: a connection for each three.
-    with WorkerPool(connect, min(workers * SMALL_FOR_LARGE, 1 + len(items) // 3)) as pool:
+    def greet(registry: Api, item: Item) -> None:
+        # Not for /v2/ itself: the user may have a login for a repository and none for that.
+        retry(lambda: registry.digest(item.repository, item.reference), seconds=10)
+
+    with WorkerPool(connect, few(workers, len(items))) as pool:
+        pool.each(greet, items[:1])
         return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}

@@ -16,7 +16,7 @@ from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images import absence, brought, referrers, seeded
 from kubeadm_registry.images.journal import Journal
-from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
+from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool, few
 from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.images.seed.proof import is_signed_further
 from kubeadm_registry.oci import descriptors as oci
@@ -91,7 +91,8 @@ class Seeder:
             is_new = self._keeps_record and (record is None or record.index != line.index)
             if is_new:
                 seeded.require_writer(record)
-            found = pool.each(self._is_there, items)
+            with WorkerPool(self._connect, few(self._workers, len(items))) as looking:
+                found = looking.each(self._is_there, items)
             missing = [item for item, there in found if not there]
             if self._journal.proven(line.index):
                 self.known = {item.name for item, there in found if there}
