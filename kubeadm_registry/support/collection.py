@@ -18,7 +18,7 @@ from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.doctor import Diagnosis, diagnose, examine
 from kubeadm_registry.errors import Error
 from kubeadm_registry.support.masking import Mask, values
-from kubeadm_registry.transport.host import Host, side_by_side
+from kubeadm_registry.transport.host import UNFINISHED, Host, side_by_side
 
 #: Bytes of each file of a node, the newest.
 MOST = 4 * 2**20
@@ -40,13 +40,15 @@ class Item:
 
 _OURS = f"{paths.PREFIX}*"
 _JOURNAL = 'journalctl --quiet --no-pager --output=short-iso-precise --since="$1"'
-#: The text of each file ``$@`` behind its name, but for those that hold a key or a login and nothing else.
-_FILES = """
-show() {
-  case $1 in */secrets.json*|*.key|*/rpc_secret|*/admin_token|*/auth.map|*/orders/*) echo "=== $1 (left out)" ;;
+#: The text of each file ``$@`` behind its name, but for those that hold a key or a login and nothing else, and for what
+#: a killed run has left of one: of half a key nobody knows that it is one.
+_FILES = f"""
+show() {{
+  case $1 in */secrets.json*|*.key|*/rpc_secret|*/admin_token|*/auth.map|*/orders/*|*/.*{UNFINISHED}*)
+    echo "=== $1 (left out)" ;;
   *) echo "=== $1"; cat -- "$1" 2>&1 | head -c 262144; echo ;;
   esac
-}
+}}
 """
 
 _ITEMS: Sequence[Item] = (

@@ -26,13 +26,14 @@ _LOGIN = re.compile(rb"""(://[^\s/:@"'<>]*:)[^\s/"'<>]+@""")
 #: Values of keys that sound like a secret, in TOML, JSON, YAML, INI and HTTP headers, also where such a text is quoted
 #: in another one: those of other programs are in no list. A table in a line has keys of its own.
 _NAMED = re.compile(
-    rb"""(?i)(?P<head>(?<![\w-])[\w-]{0,200}?(?:passw(?:or)?d|secret|token|authorization|credential|auth|api_?key)"""
+    rb"""(?i)(?P<head>(?<![\w-])[\w-]{0,200}?(?:passw(?:or)?d|passphrase|secret|secret_?(?:access_?)?key|token"""
+    rb"""|authorization|credential|auth|api_?key)"""
     rb"""(?![\w-])\\*["']?\s{0,99}[:=]\s{0,99})(?P<value>\[\s{0,99}(?:["'][^"'\n]{0,999}["'],?\s{0,99}){0,9}\]"""
-    rb"""|\[[^\]\n]{0,999}\]|"{3}[^"]{0,999}"{3}|'{3}[^']{0,999}'{3}|\\+"[^"\\\n]{0,999}\\+"|"[^"\n]{0,999}\""""
-    rb"""|'[^'\n]{0,999}'|[^\s,{}\n]+(?:[ \t]+[A-Za-z0-9+/=_.~-]{8,})?)"""
+    rb"""|\[[^\]\n]{0,999}\]|"{3}[^"]{0,999}"{3}|'{3}[^']{0,999}'{3}|(?P<quote>\\+")[^\n]{0,999}?(?<!\\)(?P=quote)"""
+    rb"""|"(?:[^"\\\n]|\\.){0,999}"|'[^'\n]{0,999}'|[^\s,{}\n]+(?:[ \t]+[A-Za-z0-9+/=_.~-]{8,})?)"""
 )
-#: Of ours, names of files and not secrets.
-_PATHS = re.compile(rb"""^["']?(?:/|<|(?:false|true|null|none)(?![\w-]))""", re.IGNORECASE)
+#: Of ours, names of files and not secrets; and what is masked.
+_PATHS = re.compile(rb"""^["']?(?:/[a-z]+/|<(?:secret|private key)[ >]|(?i:false|true|null|none)(?![\w-]))""")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 from urllib.parse import quote
@@ -92,6 +93,14 @@ def test_keys_are_masked_line_by_line_and_the_public_half_stays() -> None:
         (b'auth = {username = "u", password = "p"}', b'auth = {username = "u", password = <secret>}'),
         (b'msg="{\\"password\\":\\"pw\\"}"', b'msg="{\\"password\\":<secret>}"'),
         (b"# password = of-before", b"# password = <secret>"),
+        (rb'password = "a\"b,c\\", user = "u"', b'password = <secret>, user = "u"'),
+        (rb'msg="{\"password\":\"a\\\"b c\",\"user\":\"u\"}"', rb'msg="{\"password\":<secret>,\"user\":\"u\"}"'),
+        (b'password = "/9j/4AAQ"', b"password = <secret>"),
+        (b"password = /Xj/4AAQ", b"password = <secret>"),
+        (b"password: <9j", b"password: <secret>"),
+        (b'"secretkey": "abc"', b'"secretkey": <secret>'),
+        (b"Environment=AWS_SECRET_ACCESS_KEY=abc", b"Environment=AWS_SECRET_ACCESS_KEY=<secret>"),
+        (b"passphrase: abc", b"passphrase: <secret>"),
         (b'password = "none-of-yours"', b"password = <secret>"),
         (b"password = none", b"password = none"),
         (
@@ -116,6 +125,21 @@ def test_private_keys_of_others_are_masked() -> None:
 def test_of_a_damaged_file_each_longer_word_is_a_secret() -> None:
     content = fixed_secrets(NAMES).to_json()[:-40]
     assert "the-retention-password" in values(content).values()
+
+
+def test_keys_and_what_a_killed_run_has_left_of_them_are_not_read(tmp_path: Path) -> None:
+    names = ("haproxy/node.pem", "haproxy/.node.pem.0123456789.kubeadm-registry", "nodes.key", "secrets.json",
+             ".nodes.key.0123456789.kubeadm-registry", ".secrets.json.0123456789.kubeadm-registry",
+             ".config.0123456789.kubeadm-registry.json")  # fmt: skip
+    for name in names:
+        file = tmp_path / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"content of {name}")
+    item = next(one for one in ASKED if one.name == "configuration.txt")
+    script = item.script.replace(paths.ETC, str(tmp_path))
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
+    assert re.findall("content of (.*)", said) == ["haproxy/node.pem"]
+    assert said.count("(left out)") == len(names) - 1
 
 
 ASKED = items(every_service())
