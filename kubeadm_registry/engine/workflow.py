@@ -263,9 +263,14 @@ def _run_host(
             reporter.done(action, time.monotonic() - begin)
             title = ""
     except Error as error:
-        # The error may contain output of other programs, which may quote secrets that they were given.
+        # The error may contain output of other programs, which may quote secrets that they were given. So may what led
+        # to it, which --debug shows too.
         redact = cluster.vault.preview().redact
-        error.message, error.hint = redact(error.message), redact(error.hint)
+        one: BaseException | None = error
+        while one is not None:
+            if isinstance(one, Error):
+                one.message, one.hint = redact(one.message), redact(one.hint)
+            one = one.__cause__ or one.__context__
         if not (dry_run and isinstance(error, NotYetKnown)):
             raise PhaseFailed(path, error, host=host.name, change=title) from error
         reporter.deferred(path, host.name, error.message)

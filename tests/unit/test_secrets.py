@@ -7,6 +7,7 @@ import io
 import json
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from kubeadm_registry.result import Result
 from kubeadm_registry.secrets import Secrets, Vault, basic
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
+from tests.unit.fakes import Failed
 from tests.unit.test_workflow import Odd, Recorder, raising
 
 NAMES = ("cp-1", "cp-2", "cp-3")
@@ -502,6 +504,22 @@ def test_an_error_of_a_program_that_quotes_a_secret_is_masked(three: FakeCluster
         error = caught.value
         assert form not in f"{error} {error.hint} {error.cause} {error.cause.hint}"
         assert "cannot understand '<" in error.message
+
+
+def test_what_led_to_an_error_is_masked_too(three: FakeCluster) -> None:
+    """As --debug shows it: a program that does not accept a new file, and quotes it."""
+
+    def refuse(*_: object) -> str:
+        raise Failed(f"cannot understand {FIXED.s3_secret_key}")
+
+    def steps(_: Cluster, host: Host) -> Iterator[File]:
+        yield File("/etc/it", b"new", secret=True, validate=("check", "{path}"))
+
+    three.servers["cp-1"].answer("check", with_=refuse)
+    with pytest.raises(PhaseFailed, match="cannot understand <s3_secret_key>") as caught:
+        run((Phase("bad", "Bad", steps, on=leader),), three.cluster, Recorder())
+    shown = "".join(traceback.format_exception(caught.value))
+    assert FIXED.s3_secret_key not in shown
 
 
 def test_a_change_that_does_not_converge_is_masked_too(three: FakeCluster) -> None:
