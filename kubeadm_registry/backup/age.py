@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 #: Bytes of a file with keys, or a passphrase.
 _LARGEST = 64 * 1024
 _AGE_PUBLIC, _AGE_PRIVATE = "age1", "AGE-SECRET-KEY-1"
+_GIVEN = "--recipient"
 _LOCKED = "ssh key must be decrypted first"
 #: pyrage's complaint, and how often to ask again: it measures how fast this machine is each time, which looks slower
 #: while other work goes on, and refuses what would take 16 times as long as on the machine that encrypted.
@@ -44,7 +45,7 @@ class PublicKeys:
 
         Raises ConfigError (RecipientInvalid, KeyUnreadable) for what is no such key.
         """
-        keys = [(key, "--recipient") for key in given]
+        keys = [(key, _GIVEN) for key in given]
         for path in paths:
             found = [(line, f"{path}, line {number}") for number, line in _lines(_read(path))]
             if not found:
@@ -169,7 +170,8 @@ def _recipient(key: str, where: str) -> Recipient:
         return pyrage.ssh.Recipient.from_str(key)
     except (pyrage.RecipientError, UnicodeEncodeError) as error:
         private = key.startswith(_AGE_PRIVATE) or "PRIVATE KEY" in key
-        what = "a private key" if private else shown(key)
+        # A file given by mistake may be that of the passphrase.
+        what = "a private key" if private else shown(key) if where == _GIVEN else "this"
         raise ConfigError(
             f"{where}: {what} is not a public key that age encrypts for", code="RecipientInvalid",
             hint="pass the public key: age1..., ssh-ed25519 AAAA... or ssh-rsa AAAA...; ECDSA and security keys of "

@@ -194,6 +194,8 @@ def test_keys_that_only_sign_are_refused_and_files_are_read_line_by_line(tmp_pat
     age, rsa = (public(keys[kind]).read_text() for kind in ("age", "rsa"))
     listed.write_text(f"# of the site\n\n{age}  {rsa}")
     assert PublicKeys.of((age.strip(),), (listed,)).keys == (age.strip(), rsa.strip())
+    listed.write_text("correct horse battery staple\n")  # that of --passphrase-file
+    assert "horse" not in refused(lambda: PublicKeys.of((), (listed,)), "RecipientInvalid").message
     listed.write_text("# nobody\n")
     refused(lambda: PublicKeys.of((), (listed,)), "RecipientInvalid")
     refused(lambda: PublicKeys.of((), (tmp_path / "nowhere",)), "KeyUnreadable")
