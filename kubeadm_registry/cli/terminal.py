@@ -29,13 +29,16 @@ def prompts() -> Prompts:
 
 
 def _given_sudo_password() -> str | None:
-    """The password for sudo in the environment, if there is one. Raises ConfigError if it is no text."""
+    """The password for sudo in the environment, if there is one. Raises ConfigError if it is not one line of text."""
     password = os.environ.get(SUDO_PASSWORD)
     try:
         (password or "").encode()
     except UnicodeEncodeError:
         hint = "set it in a UTF-8 terminal"
         raise ConfigError(f"{SUDO_PASSWORD} is not UTF-8 text", hint=hint, code="SudoPasswordInvalid") from None
+    if "\n" in (password or ""):  # sudo reads one line; the shell that it starts would take the next for a command
+        hint = f'remove it: export {SUDO_PASSWORD}="$(cat FILE)" leaves out the one at the end'
+        raise ConfigError(f"{SUDO_PASSWORD} contains a line break", hint=hint, code="SudoPasswordInvalid")
     return password
 
 

@@ -95,6 +95,20 @@ def test_a_sudo_password_that_is_no_text(
     assert f"{terminal.SUDO_PASSWORD} is not UTF-8 text" in result.stderr
 
 
+@pytest.mark.parametrize("password", ["let me in\n", "let me in\nreboot"])
+def test_a_sudo_password_of_two_lines(
+    run: Terminal, unreachable: list[str], monkeypatch: pytest.MonkeyPatch, password: str
+) -> None:
+    """As from a file: sudo reads the first, and the shell of root ran the second."""
+    run.write(config.SMALLEST)
+    monkeypatch.setenv(terminal.SUDO_PASSWORD, password)
+    result = run("init", *SKIP)
+    failed(result, 2)
+    assert f"[SudoPasswordInvalid] {terminal.SUDO_PASSWORD} contains a line break" in result.stderr
+    assert "let me in" not in result.stderr
+    assert unreachable == []
+
+
 def test_a_wrong_command_line_as_json(run: Terminal) -> None:
     result = run("init", "--bogus", "-o", "json")
     failed(result, 2)
