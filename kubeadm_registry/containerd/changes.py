@@ -15,6 +15,8 @@ from kubeadm_registry.transport.host import FileState, Host
 
 DROP_IN = f"/etc/systemd/system/{survey.UNIT}.d/{http_proxy.DROP_IN_NAME}"
 
+#: The permissions of all but a file's owner.
+OTHERS = 0o077
 #: Begins a configuration file that was not there before.
 NEW_CONFIG = "# Written by kubeadm-registry, since there was no such file; reset removes it.\n"
 
@@ -173,13 +175,20 @@ class HostsFiles:
         for path, file in there.items():
             if path not in wanted and path != self.ca and _is_untouched(file):
                 wanted[path] = None
-        return {path: content for path, content in wanted.items() if _content(there.get(path)) != content}
+        return {path: content for path, content in wanted.items() if self._difference(path, there.get(path), content)}
+
+    def _difference(self, path: str, file: ConfigFile | None, new: bytes | None) -> str:
+        """A unified diff; or that others may read the login in a file that is for root alone."""
+        if _content(file) != new:
+            return edit.difference(path, _content(file), new)
+        if file is None or path == self.ca or self.mode & OTHERS or not file.state.mode & OTHERS:
+            return ""
+        return f"{path}: mode {file.state.mode:o} -> {self.mode:o}"
 
     def diff(self, host: Host) -> str | None:
-        """A unified diff of each file, or None."""
+        """A unified diff of each file, what differs in its mode, or None."""
         there = self._there(host)
-        wanted = self._wanted(there)
-        said = [edit.difference(path, _content(there.get(path)), new) for path, new in wanted.items()]
+        said = [self._difference(path, there.get(path), new) for path, new in self._wanted(there).items()]
         return "\n".join(said) or None
 
     def apply(self, host: Host) -> None:

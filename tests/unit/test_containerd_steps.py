@@ -65,6 +65,24 @@ def without_ours(tree: dict[str, tuple[int, bytes | None]]) -> dict[str, tuple[i
     return {path: entry for path, entry in tree.items() if not path.startswith("etc/kubeadm-registry")}
 
 
+def test_a_login_that_others_may_read_is_for_root_alone_again(rooted: Rooted) -> None:
+    """As after /etc was restored by a tool that keeps no modes."""
+    private = replace(SETTINGS, authorization="Basic cHVsbDpzZWNyZXQ=")
+    init(rooted, private)
+    file, ca = rooted.path(f"{CERTS}/docker.io/hosts.toml"), rooted.path(f"{CERTS}/kubeadm-registry-ca.crt")
+    assert (file.stat().st_mode & 0o777, ca.stat().st_mode & 0o777) == (0o600, 0o644)
+    file.chmod(0o644)
+    said = [one.diff(host(rooted)) for one in steps(host(rooted), settings=private)]
+    assert f"{CERTS}/docker.io/hosts.toml: mode 644 -> 600" in said
+    assert init(rooted, private) == [f"write hosts.toml files in {CERTS}"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    file.chmod(0o400)
+    assert not init(rooted, private)
+    init(rooted)
+    file.chmod(0o664)
+    assert not init(rooted), "without a login it is anybody's to read"
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_init_merges_and_reset_brings_every_byte_back(rooted: Rooted, case: str) -> None:
     original = (GOLDEN / case / "original.toml").read_bytes()

@@ -200,6 +200,9 @@ CASES: dict[str, tuple[Spoil, str, str]] = {
                 "MirrorsChanged", "init phase containerd"),
     "secrets missing": (lambda one: with_facts(one, secrets=""), "SecretsMissing", "kubeadm-registry init"),
     "secrets exposed": (lambda one: with_facts(one, secrets="644 root:root"), "SecretsExposed", "chmod 600"),
+    "password exposed": (
+        lambda one: differs(one, file("x", "containerd", "/etc/containerd/certs.d/x/hosts.toml: mode 644 -> 600")),
+        "SecretsExposed", "init phase containerd"),
     "certificate of another CA": (
         lambda one: with_status(one, certificate_flaw=("OtherAuthority", "cp-2 serves another")), "CertificateWrong",
         "kubeadm-registry init"),

@@ -48,7 +48,9 @@ MIRRORS_CHANGED = Kind(
 SECRETS_MISSING = Kind(
     "SecretsMissing", "error", "Services run on, but a run that reaches this node alone would take it for a new one."
 )
-SECRETS_EXPOSED = Kind("SecretsExposed", "error", "Others than root can read or replace the keys of the registry.")
+SECRETS_EXPOSED = Kind(
+    "SecretsExposed", "error", "Others than root can read or replace keys or a password of the registry."
+)
 SECRETS_UNUSABLE = Kind("SecretsUnusable", "error", "No run can change anything, nor issue a certificate.")
 CERTIFICATE_WRONG = Kind("CertificateWrong", "error", "Clients and the other nodes refuse this node.")
 CERTIFICATE_EXPIRED = Kind("CertificateExpired", "error", "Clients and the other nodes refuse this node.")
@@ -67,6 +69,8 @@ RUN_INTERRUPTED = Kind(
     "RunInterrupted", "warning", "A run ended in the middle of a write. Nothing reads these files; a run removes them."
 )
 
+#: Of hosts.toml files with a login: nothing but their modes.
+_MODES = re.compile(r"(?:\S+: mode [0-7]+ -> [0-7]+\n?)+")
 #: Where a program is missing, the nodes have none to give.
 WITH_BUNDLE = here("init --bundle kubeadm-registry-bundle.tar")
 RECOVER = here("recover --bundle kubeadm-registry-bundle.tar")
@@ -157,7 +161,7 @@ def unchanged(snapshot: Snapshot) -> Iterator[Finding]:
         for difference in node.differences:
             change = difference.change
             if difference.phase.partition("/")[0] == "containerd":
-                if change is not None and difference.error is None:
+                if change is not None and difference.error is None and not _MODES.fullmatch(difference.text):
                     mirrors.append(difference)
             elif isinstance(change, File) and difference.error is None:
                 if (damaged := _damaged(node, change, difference)) is not None:
@@ -236,6 +240,11 @@ def secret(snapshot: Snapshot) -> Iterator[Finding]:
                 [f"stat {secrets.PATH}: {facts.secrets}"],
                 (Command(node.name, f"chmod 600 {secrets.PATH} && chown root:root {secrets.PATH}"),),
             )  # fmt: skip
+        modes = [one.text for one in node.differences if one.error is None and _MODES.fullmatch(one.text)
+                 and one.phase.partition("/")[0] == "containerd"]  # fmt: skip
+        if modes and not facts.running:
+            yield Finding(SECRETS_EXPOSED, node.name, "the password of pull is not for root alone",
+                          limited("\n".join(modes).splitlines()), (here("init phase containerd"),))  # fmt: skip
 
 
 def certified(snapshot: Snapshot) -> Iterator[Finding]:
