@@ -154,7 +154,8 @@ def _others(host: Host, pids: Sequence[str]) -> set[str]:
     reloaded, listens no more."""
     if not pids:
         return set()
-    shown = re.split(r"^= (\d+)\n", host.query("sh", "-c", _CGROUPS, "groups", *pids).text, flags=re.MULTILINE)[1:]
+    said = host.query("sh", "-c", _CGROUPS, "groups", *pids).stdout.decode(errors="replace")
+    shown = re.split(r"^= (\d+)\n", said, flags=re.MULTILINE)[1:]
     return {
         pid for pid, groups in zip(shown[::2], shown[1::2], strict=True) if groups and f"/{paths.SLICE}" not in groups
     }

@@ -256,10 +256,11 @@ def test_every_port_that_somebody_else_has_is_named_with_who_has_it(good: FakeCl
     }
 
 
-def test_a_process_that_has_ended_meanwhile_has_no_port(good: FakeCluster) -> None:
-    """A worker of our own HAProxy ends between the two questions when the agent starts it anew."""
+def test_processes_that_have_ended_meanwhile_have_no_port(good: FakeCluster) -> None:
+    """Workers of our own HAProxy end between the two questions when the agent starts it anew."""
     server = good.servers["cp-2"]
-    server.answer("ss", "-Hltunp", with_='tcp LISTEN 0 128 *:5000 *:* users:(("haproxy",pid=77,fd=3))')
+    ended = '("haproxy",pid=77,fd=3),("haproxy",pid=78,fd=3)'
+    server.answer("ss", "-Hltunp", with_=f"tcp LISTEN 0 128 *:5000 *:* users:({ended})")
     server.answer("sh", "-c", preflight._CGROUPS, "groups", with_=groups({}))
     assert problems(good) == {}
 
