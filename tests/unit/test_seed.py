@@ -328,6 +328,18 @@ def test_the_proof_names_the_image_and_what_is_missing(
     assert lost in flaws[ONE]
 
 
+def test_an_image_whose_tag_is_there_and_cannot_be_read_is_not_proven(
+    bundle: Bundle, fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a database answers for the tag, and the storage has lost the manifest."""
+    run(bundle, fake, tmp_path)
+    items = seed.plan(bundle)
+    item, there = items[1], {one.reference: one.root.digest for one in items}
+    monkeypatch.setattr(Api, "digest", lambda _registry, _repository, reference: there[reference])
+    fake.refuse = {("GET", f"/manifests/{one}"): [404] * 9 for one in (item.reference, item.root.digest)}
+    assert seed.prove(connector(fake), seed.plan(bundle), 1) == {ONE: f"manifest {item.root.digest} is missing"}
+
+
 def test_what_was_proven_is_only_looked_for_until_it_is_pushed_again(
     bundle: Bundle, fake: FakeRegistry, tmp_path: Path
 ) -> None:

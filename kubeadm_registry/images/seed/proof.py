@@ -31,7 +31,7 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
     if not thorough:
         return None
     for manifest in item.manifests:
-        if digest == manifest.digest:
+        if content and digest == manifest.digest:
             continue  # it was read by its tag
         if registry.manifest(item.repository, manifest.digest) is None:
             return f"manifest {manifest.digest} is missing"
