@@ -305,6 +305,28 @@ def test_the_parts_of_an_index_are_pushed_side_by_side_and_before_what_needs_the
     assert manifests[3:] == [oci.digest_of(signature), oci.digest_of(nested), "3.10"]
 
 
+def test_no_image_is_pushed_that_shares_a_part_which_the_registry_refuses(fake: FakeRegistry, tmp_path: Path) -> None:
+    """Two tags of one repository: the part goes once, and both are named."""
+    layer = described(LAYER, oci.LAYER)
+    text = oci.Manifest(config=layer, layers=(layer,)).to_json()
+    part = described(text, oci.MANIFEST)
+    names = [ONE, f"{ONE}-b"]
+    roots = [oci.Index(manifests=(part,), annotations={"n": name}).to_json() for name in names]
+    entries = [
+        described(root, oci.INDEX).model_copy(update={"annotations": {oci.REFERENCE_NAME: name}})
+        for name, root in zip(names, roots, strict=True)
+    ]
+    blobs = {layer.digest: (layer.size, lambda: io.BytesIO(LAYER))}
+    fake.refuse = {("PUT", f"/manifests/{part.digest}"): [400] * 9}
+    with (
+        Layout(PiecesStore.of(entries, [*roots, text], blobs), "two") as layout,
+        pytest.raises(RegistryError, match="does not accept 2 of 2 images:") as caught,
+    ):
+        run(Bundle(layout), fake, tmp_path)
+    assert [line.split(": ")[0] for line in caught.value.message.splitlines()[1:]] == [f"  {name}" for name in names]
+    assert not fake.manifests
+
+
 @pytest.mark.parametrize("what", ["blob", "end of a blob", "manifest", "tag"])
 def test_the_proof_names_the_image_and_what_is_missing(
     bundle: Bundle, fake: FakeRegistry, tmp_path: Path, what: str

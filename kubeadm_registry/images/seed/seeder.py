@@ -257,8 +257,8 @@ class Seeder:
         pushed in their order: an index after its parts, and the root, whose tag makes the image one, at the end.
         """
         alone = {item.name: self._alone(item) for item in missing}
-        first = {(item.repository, one.digest): (item, one) for item in missing for one in alone[item.name]}
-        refused = {item.name: error for (item, _), error in pool.each(self._manifest, first.values()) if error}
+        first = [(item, one) for item in missing for one in alone[item.name]]
+        refused = {item.name: error for (item, _), error in pool.each(self._manifest, first) if error}
         rest = [item for item in missing if item.name not in refused]
 
         def others(registry: Api, item: Item) -> RegistryError | None:
