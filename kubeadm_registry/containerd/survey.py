@@ -61,8 +61,8 @@ LC_ALL=C
 number=0 count=$#
 for pattern; do
   for path in $pattern; do
-    if [ -f "$path" ]; then set -- "$@" "$path"; echo "$number f $path"
-    elif [ -e "$path" ] || [ -L "$path" ]; then echo "$number - $path"
+    if [ -f "$path" ]; then set -- "$@" "$path"; printf '%s f %s\\n' "$number" "$path"
+    elif [ -e "$path" ] || [ -L "$path" ]; then printf '%s - %s\\n' "$number" "$path"
     fi
   done
   number=$((number + 1))
@@ -410,7 +410,7 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
         yield f"{UNIT} is not running: see `journalctl -u {UNIT}`, then run `systemctl enable --now {UNIT}`"
 
 
-#: Which of ``$@`` run, by their units.
+#: What brings a containerd of its own, and its units.
 _EMBEDDED = [(name, f"{name}{kind}.service") for name in ("k3s", "rke2") for kind in ("", "-server", "-agent")]
 #: Which other container runtimes are in the directories ``$@``.
 _OTHERS = """

@@ -149,6 +149,7 @@ def test_files_are_shown_with_what_else_is_in_their_place(tmp_path: Path) -> Non
     (tmp_path / "c.toml").symlink_to("nowhere")
     (tmp_path / "d.toml").mkdir()
     (tmp_path / "e.toml").symlink_to("a b.toml")
+    (tmp_path / r"f\ng.toml").touch()
     found = look(here(), str(tmp_path / "none"), f"{tmp_path}/*.toml", str(tmp_path / "b.toml"))
     shown = [
         (number, Path(path).name, file and (Path(file.real).name, file.state.content)) for number, path, file in found
@@ -156,7 +157,7 @@ def test_files_are_shown_with_what_else_is_in_their_place(tmp_path: Path) -> Non
     one = ("a b.toml", b"one\n\n2 3\n")
     assert shown == [
         (1, "a b.toml", one), (1, "b.toml", ("b.toml", b"")), (1, "c.toml", None), (1, "d.toml", None),
-        (1, "e.toml", one), (2, "b.toml", ("b.toml", b"")),
+        (1, "e.toml", one), (1, r"f\ng.toml", (r"f\ng.toml", b"")), (2, "b.toml", ("b.toml", b"")),
     ]  # fmt: skip
     assert look(here(), str(tmp_path / "none")) == look(here()) == []
 
