@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -46,9 +47,11 @@ def prove(
     the virtual IP does not answer.
     """
 
+    over = threading.Event()
+
     def look(place: tuple[str, Host, tuple[str, ...]], known: Collection[str]) -> list[ReadFailure]:
         name, host, (address, *others) = place
-        found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known)
+        found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known, stop=over)
         flaws = [ReadFailure(image, name, why) for image, why in found.items()]
         for other in others:
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
@@ -62,8 +65,12 @@ def prove(
 
     with ThreadPoolExecutor(1) as beside:
         of_nodes = beside.submit(side_by_side, partial(attempt, known), cluster.hosts)
-        at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
-        outcomes = of_nodes.result()
+        try:
+            at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
+            outcomes = of_nodes.result()
+        except BaseException:
+            over.set()  # what the nodes have is of no use any more, and may take minutes
+            raise
     if at_vip and known:
         outcomes = side_by_side(partial(attempt, ()), cluster.hosts)
     flaws: list[ReadFailure] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from kubeadm_registry.access import reach, session
 from kubeadm_registry.agent import bucket
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import garage, zot
+from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
@@ -29,7 +31,7 @@ from tests.unit.bundle_files import image, write_layout
 from tests.unit.fake_cluster import FakeCluster, authority
 from tests.unit.fake_images import Repositories, ScopedHandler
 from tests.unit.fake_pushes import FakePushes, listing
-from tests.unit.fake_registry import serving
+from tests.unit.fake_registry import connector, serving
 from tests.unit.fakes import FakeTransport
 from tests.unit.image_site import NAMES, PAUSE
 from tests.unit.test_garage_layout import Clock
@@ -201,6 +203,25 @@ def test_both_families_are_looked_at(
     where = {"": [], "fd00::12": ["cp-2 (fd00::12)"], "fd00::10": ["the virtual IP (fd00::10)"]}
     assert [flaw.where for flaw in flaws] == where[closed]
     assert silent == {}
+
+
+def test_where_the_virtual_ip_is_silent_the_nodes_are_not_read_to_the_end(
+    dual_stack: tuple[Repositories, FakeCluster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may take minutes, for an error that is known already; and so it is with what a Ctrl-C ends."""
+    registry, three = dual_stack
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        port = nobody.getsockname()[1]
+    monkeypatch.setattr(
+        FakeTransport, "dial", lambda _self, to, _port: ("127.0.0.1", port if to == "10.0.0.10" else registry.port)
+    )
+    monkeypatch.setattr(proof, "retry", lambda work, seconds: retry(work, min(seconds, 0.3)))
+    looked: list[object] = []
+    monkeypatch.setattr(proof, "absent", lambda _, item, thorough: (looked.append(item), time.sleep(0.1))[1])
+    items, _ = check.find(connector(registry), [Place("app", "v0")])
+    with pytest.raises(RegistryError, match=r"10\.0\.0\.10"):
+        reach.prove(three.cluster, [*items] * 300, 1, direct=False)
+    assert len(looked) < 600
 
 
 def test_80_columns_show_the_size_and_all_of_a_name(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:

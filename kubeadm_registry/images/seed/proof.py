@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -64,16 +65,20 @@ def _signatures(item: Item) -> tuple[oci.Descriptor, ...]:
 
 
 def prove(
-    connect: Connect, items: Sequence[Item], workers: int = WORKERS, *, known: Collection[str] = ()
-) -> dict[str, str]:
+    connect: Connect, items: Sequence[Item], workers: int = WORKERS, *, known: Collection[str] = (),
+    stop: threading.Event | None = None,
+) -> dict[str, str]:  # fmt: skip
     """The images that cannot be read where *connect* leads, and what of them. RegistryError: nobody answers there.
 
-    Those *known* by name were read before, and are only looked for.
+    Those *known* by name were read before, and are only looked for. *stop*: once it is set, no more are looked for, and
+    a RegistryError is raised.
     """
     if not items:
         return {}
 
     def look(registry: Api, item: Item) -> str | None:
+        if stop is not None and stop.is_set():
+            raise RegistryError("the proof was stopped")
         try:
             return retry(lambda: absent(registry, item, thorough=item.name not in known), seconds=_LOOK)
         except RegistryError as error:
