@@ -394,8 +394,8 @@ def problems(host: Host, shown: Containerd | None) -> Iterator[str]:
             yield "containerd is not installed: install containerd or containerd.io, then run the command again"
         return
     states = host.query("systemctl", "is-active", "--", *(unit for _, unit in _EMBEDDED)).text.split()
-    active = dict.fromkeys(name for (name, _), state in zip(_EMBEDDED, states, strict=False) if state == "active")
-    for name in active:
+    runs = [state in ("active", "reloading") for state in states]
+    for name in dict.fromkeys(name for (name, _), one in zip(_EMBEDDED, runs, strict=False) if one):
         yield (
             f"this node runs {name}, whose pods use a containerd of its own and not {UNIT}: configure registries.yaml "
             f"(`kubeadm-registry mirrors print --for {name}`), and leave the node out or skip this phase"

@@ -10,7 +10,8 @@ from kubeadm_registry import paths
 
 #: What Python starts with, before the source that is its first argument: no Python older than 3.9, which is what the
 #: agent needs as well, and none without its library, such as Debian's python3-minimal (status 127, as if it were not
-#: there). Asking it first would be a second start of Python, which takes longer than most of what it is asked for.
+#: there; 126 says that it cannot be started). To ask it first would be a second start of Python, which takes longer
+#: than most of what it is asked for.
 _BEGIN = """import sys
 try:
     import json
@@ -27,7 +28,7 @@ for python in "$(command -v python3)" "$programs"/python/*/bin/python3; do
   [ -x "$python" ] || continue
   "$python" -I -S -c '{_BEGIN}' "$@"
   status=$?
-  [ "$status" = 127 ] || exit "$status"
+  case $status in 126|127) ;; *) exit "$status" ;; esac
 done
 echo "there is no Python 3.9 or newer" >&2
 exit 127

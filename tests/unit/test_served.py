@@ -310,14 +310,17 @@ def test_a_host_without_python_is_told(server: FakeTransport) -> None:
         Served().diff(server.host())
 
 
-@pytest.mark.parametrize("bundled", [False, True], ids=["the host's", "the bundle's"])
-def test_a_python_is_found(tmp_path: Path, bundled: bool) -> None:
-    """One that is too old, or lacks its library, is passed over."""
+@pytest.mark.parametrize("bundled", ["", "old", "bare", "strange"], ids=str)
+def test_a_python_is_found(tmp_path: Path, bundled: str) -> None:
+    """The host's, or that of the bundle where it is too *old*, lacks its library, or is for *strange* machines."""
     (tmp_path / "bin").mkdir()
     old = tmp_path / "bin" / "python3"
-    # It says so where it is asked for its version, as Python 3.8 does.
-    begin = "import sys; sys.version_info = (3, 8); exec(sys.argv[1])"
-    old.write_text(f"#!/bin/sh\nshift 3\nexec '{sys.executable}' -c '{begin}' \"$@\"\n")
+    begin = {
+        "old": "sys.version_info = (3, 8)",
+        "bare": "sys.modules.update(json=None)",
+    }.get(bundled, "")
+    text = f"#!/bin/sh\nshift 3\nexec '{sys.executable}' -c 'import sys; {begin}; exec(sys.argv[1])' \"$@\"\n"
+    old.write_bytes(b"\x7fELF" if bundled == "strange" else text.encode())
     old.chmod(0o755)
     where = tmp_path / "python" / "3.13" / "bin"
     where.mkdir(parents=True)

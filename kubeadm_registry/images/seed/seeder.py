@@ -251,19 +251,19 @@ class Seeder:
             )  # fmt: skip
 
     def _push_manifests(self, pool: WorkerPool, missing: Sequence[Item]) -> list[RegistryError]:
-        """Push the manifests of the *missing* items; for each that the registry refuses one of, the first such error.
+        """Push the manifests of the *missing* items; for each that the registry refuses one of, an error.
 
         Those that need no other one go side by side, also where an index has hundreds. Then each item has the others
         pushed in their order: an index after its parts, and the root, whose tag makes the image one, at the end.
         """
-        alone = {item.name: self._alone(item) for item in missing}
-        first = [(item, one) for item in missing for one in alone[item.name]]
+        first = [(item, one) for item in missing for one in self._alone(item)]
+        pushed = {(item.name, one.digest) for item, one in first}
         refused = {item.name: error for (item, _), error in pool.each(self._manifest, first) if error}
         rest = [item for item in missing if item.name not in refused]
 
         def others(registry: Api, item: Item) -> RegistryError | None:
-            pushed = (self._manifest(registry, (item, one)) for one in item.manifests if one not in alone[item.name])
-            return next(filter(None, pushed), None)
+            left = (one for one in item.manifests if (item.name, one.digest) not in pushed)
+            return next(filter(None, (self._manifest(registry, (item, one)) for one in left)), None)
 
         refused |= {item.name: error for item, error in pool.each(others, rest) if error}
         return list(refused.values())
