@@ -90,10 +90,11 @@ def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> pool.Co
 def _second_look(way: pool.Connect, items: Sequence[seeding.Item], where: str, address: str) -> list[ReadFailure]:
     """What of *items* cannot be read by a server's address of the other family.
 
-    The registry behind it is the same, and has been looked at: one image shows that the address leads there.
+    The registry behind it is the same, and has been looked at: the name of one image shows that the address leads
+    there.
     """
     try:
-        found = seeding.prove(way, items, workers=1)
+        found = seeding.prove(way, items, workers=1, known={item.name for item in items})
     except (RegistryError, ConnectionFailed) as error:
         found = {item.name: error.message for item in items}
     return [ReadFailure(image, f"{where} ({address})", why) for image, why in found.items()]

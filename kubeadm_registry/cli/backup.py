@@ -21,6 +21,7 @@ from kubeadm_registry.config import DEFAULT_FILE, file_text, parse
 from kubeadm_registry.engine.report import echo, put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.images.names import name_of
+from kubeadm_registry.phases.immutable import same_cluster
 from kubeadm_registry.printable import counted
 
 passphrase_option = click.option(
@@ -75,7 +76,8 @@ def backup(
     Exit codes:
       0  the backup is written, with every image in its list
       1  failed; a file of before is unchanged
-      5  the backup is written; its list lacks images that cannot be read
+      5  the backup is written; its list lacks images that cannot be read, or
+         its cluster file is not that of the registry
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -88,10 +90,13 @@ def backup(
     with terminal.registry(parse(text, str(path or DEFAULT_FILE)), reporter) as (cluster, connect, _):
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; its secrets were not compared with those of the others", host=name, level="warning")
+        outdated = list(same_cluster(cluster, cluster.leader))
         contents, lost = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)
     missing = sorted((str(place), why) for place, why in lost.items())
     for name, why in missing:
         reporter.note(f"{name} is not in the list of images: {why}", level="warning")
+    for text in outdated:
+        reporter.note(f"the cluster file in it is not that of this registry: {text}", level="warning")
     index = write(file, contents, lock, sign)
     size = file.stat().st_size
     if lock is None:
@@ -100,9 +105,9 @@ def backup(
     reporter.result(
         f"{file}: {size / 1e3:.0f} kB, {describe(index)}; {_held(contents)}",
         path=str(file), size=size, encryption=index.encryption, generation=index.generation, images=index.images,
-        missing=[{"name": name, "reason": why} for name, why in missing],
+        missing=[{"name": name, "reason": why} for name, why in missing], outdated=outdated,
     )  # fmt: skip
-    if missing:
+    if missing or outdated:
         sys.exit(EXIT_DEGRADED)
 
 

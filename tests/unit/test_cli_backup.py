@@ -92,8 +92,16 @@ def test_the_list_of_members_is_in_it_with_those_who_have_left(site: Site) -> No
 
 def test_members_have_the_addresses_that_the_storage_knows(site: Site) -> None:
     run_workflow(INIT, site.three.cluster, Recorder(), skip=ELSEWHERE)
+    for server in site.three.servers.values():
+        server.put("/var/lib/kubeadm-registry/garage/meta/cluster_layout", b"a layout")
     (site.folder / "cluster.yaml").write_text(config.SMALLEST.replace("10.0.0.13", "10.0.0.99"))
-    assert [one.address for one in contents_of(site, site.back_up()).members] == ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
+    result = site("backup", "-o", "b", "--recipients-file", public(site.key), "-o", "json")
+    assert [one.address for one in contents_of(site, Path("b")).members] == ["10.0.0.11", "10.0.0.12", "10.0.0.13"]
+    assert result.exit_code == 5, "what it would be restored by is the file, which says something else"
+    [text] = lines(result)[-1]["outdated"]
+    assert "10.0.0.99" in text
+    [warning] = [one["message"] for one in lines(result) if one.get("level") == "warning"]
+    assert warning == f"the cluster file in it is not that of this registry: {text}"
 
 
 def test_one_node_may_be_away(site: Site) -> None:
