@@ -92,9 +92,10 @@ def look(host: Host, *patterns: str) -> list[tuple[int, str, ConfigFile | None]]
         return []
     asking = ("sh", "-c", _SHOW, "show", *patterns)
     found = _shown(host.query(*asking))
-    if found is None and (found := _shown(host.live.query(*asking))) is None:
+    if found is None and (found := _shown(again := host.live.query(*asking))) is None:
+        why = again.stderr.decode(errors="replace").strip() or "something changes these files"
         raise Error(
-            f"cannot read {', '.join(patterns)}: something changes these files", host=host.name, code="FileUnreadable",
+            f"cannot read {', '.join(patterns)}: {why}", host=host.name, code="FileUnreadable",
             hint="run the command again when that has ended",
         )  # fmt: skip
     return found

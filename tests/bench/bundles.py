@@ -72,13 +72,37 @@ def noise_images(
     layouts = {}
     for number, sizes in enumerate(layers):
         held = tuple(common[one] if isinstance(one, str) else blobs.noise(one) for one in sizes)
-        text = {
-            "architecture": "amd64", "os": "linux", "config": {"Labels": {"number": str(number)}},
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in held]},
-        }  # fmt: skip
-        config = blobs.text(json.dumps(text).encode(), _CONFIG)
-        manifest = blobs.text(oci.Manifest(config=config, layers=held).to_json(), oci.MANIFEST)
+        manifest, config = _image(blobs, number, held)
         layouts[NAME.format(number)] = _layout(directory / f"image-{number}", blobs, manifest, (*held, config))
+    return _bundled(directory, layouts, blobs)
+
+
+def noise_index(directory: Path, count: int, size: int) -> Images:
+    """One image that is an index of *count* others, each with a layer of *size* bytes. Made below *directory*."""
+    blobs = _Blobs(directory / "blobs")
+    parts: list[oci.Descriptor] = []
+    others: list[oci.Descriptor] = []
+    for number in range(count):
+        layer = blobs.noise(size)
+        manifest, config = _image(blobs, number, (layer,))
+        parts.append(manifest)
+        others += [layer, config]
+    index = blobs.text(oci.Index(manifests=tuple(parts)).to_json(), oci.INDEX)
+    layouts = {NAME.format("many"): _layout(directory / "image", blobs, index, (*parts, *others))}
+    return _bundled(directory, layouts, blobs)
+
+
+def _image(blobs: _Blobs, number: int, layers: tuple[oci.Descriptor, ...]) -> tuple[oci.Descriptor, oci.Descriptor]:
+    """The manifest and the configuration of an image with these *layers*."""
+    text = {
+        "architecture": "amd64", "os": "linux", "config": {"Labels": {"number": str(number)}},
+        "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
+    }  # fmt: skip
+    config = blobs.text(json.dumps(text).encode(), _CONFIG)
+    return blobs.text(oci.Manifest(config=config, layers=layers).to_json(), oci.MANIFEST), config
+
+
+def _bundled(directory: Path, layouts: dict[str, Path], blobs: _Blobs) -> Images:
     bundle = directory / "images.tar"
     create(bundle, {}, images=[FromLayout(layout, f"{name}:{TAG}") for name, layout in layouts.items()])
     return Images(bundle, layouts, blobs.size)

@@ -31,7 +31,7 @@ import pytest
 
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.images import seed
-from tests.bench.bundles import MB, TAG, Images, noise_images
+from tests.bench.bundles import MB, TAG, Images, noise_images, noise_index
 from tests.bench.loopback import ROOT, Loopback, loopback
 from tests.lab import programs
 from tests.lab.registry import repeat
@@ -204,3 +204,12 @@ def test_far(kind: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert ratio >= 1.5
     assert again >= 1
     second_run(everybody[0], 60)
+
+
+def test_an_index_of_many(kind: str, scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One image that is an index of 200 small ones, as tools write that keep all versions of something in one."""
+    images = noise_index(scratch / "images", 200, 20_000)
+    with loopback(kind) as registry:
+        everybody = compare(registry, images, scratch, without={"skopeo", "skopeo" + TOGETHER})
+    with capsys.disabled():
+        show(f"{kind}, an index of 200 images", everybody)
