@@ -13,12 +13,12 @@ def main() -> None:
         # Each run asks it of each node, to see that the program starts there: without the commands, in a fifth of the
         # time. Where it cannot be written, they say so.
         try:
-            print(f"kubeadm-registry, version {__version__}", flush=True)  # noqa: T201
+            print(f"kubeadm-registry, version {__version__}", flush=True)  # noqa: T201  what prints is not imported yet
         except OSError:
             pass
         else:
             return
-    from kubeadm_registry.cli.main import main as commands  # noqa: PLC0415
+    from kubeadm_registry.cli.main import main as commands  # noqa: PLC0415  see above
 
     commands()
 

@@ -95,8 +95,8 @@ def backup(
     missing = sorted((str(place), why) for place, why in lost.items())
     for name, why in missing:
         reporter.note(f"{name} is not in the list of images: {why}", level="warning")
-    for text in outdated:
-        reporter.note(f"the cluster file in it is not that of this registry: {text}", level="warning")
+    for flaw in outdated:
+        reporter.note(f"the cluster file in it is not that of this registry: {flaw}", level="warning")
     index = write(file, contents, lock, sign)
     size = file.stat().st_size
     if lock is None:

@@ -306,7 +306,7 @@ def test_the_parts_of_an_index_are_pushed_side_by_side_and_before_what_needs_the
 
 
 def test_no_image_is_pushed_that_shares_a_part_which_the_registry_refuses(fake: FakeRegistry, tmp_path: Path) -> None:
-    """Two tags of one repository: the part goes once, and both are named."""
+    """Two tags of one repository: it is refused for each of them, and both are named."""
     layer = described(LAYER, oci.LAYER)
     text = oci.Manifest(config=layer, layers=(layer,)).to_json()
     part = described(text, oci.MANIFEST)
