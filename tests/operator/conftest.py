@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from kubeadm_registry.custom_resources.definitions import DEFINITIONS
 from tests.lab.command import run, wait_until
 from tests.lab.programs import cached
 from tests.operator.apiserver import ApiServer, running
-from tests.operator.battery import CLUSTER
+from tests.operator.battery import CLUSTER, changed, put
 from tests.operator.workloads import fill
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +68,18 @@ def remove(server: ApiServer) -> None:
     for name in (item["metadata"]["name"] for item in server.get("registryclusters")["items"]):
         assert server.ask("annotate", "--overwrite", "registrycluster", name, f"{ALLOW}={name}").taken
         assert server.ask("delete", "registrycluster", name).taken
-    # The policy about a second object sees a deletion a moment later.
-    wait_until(
-        "the deletion to be seen", lambda: server.send("create", [CLUSTER], "--dry-run=server").taken, seconds=_SOON
-    )
+    wait_until("the deletion to be seen", lambda: _another_is_taken(server), seconds=_SOON)
+
+
+def heard_of(server: ApiServer) -> None:
+    """Wait until the policy about a second object has heard of the first."""
+    wait_until("the object to be seen", lambda: not _another_is_taken(server), seconds=_SOON)
+
+
+def _another_is_taken(server: ApiServer) -> bool:
+    """Whether an object of another name would be taken now. The policy hears of what is there by a watch, so later."""
+    another = changed(CLUSTER, put("metadata.name", "another"))
+    return server.send("create", json.dumps(another), "--dry-run=server").taken
 
 
 @pytest.fixture
@@ -86,6 +95,7 @@ def adopted(empty: ApiServer) -> ApiServer:
     """The server with CLUSTER applied."""
     answer = empty.send("apply", [CLUSTER])
     assert answer.taken, answer.text
+    heard_of(empty)
     return empty
 
 

@@ -13,6 +13,7 @@ from kubeadm_registry.custom_resources.definitions import GROUP, VERSION
 from kubeadm_registry.custom_resources.names import OPERATOR
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.retention import policy
+from tests.lab.command import wait_until
 from tests.operator.apiserver import ApiServer
 from tests.operator.battery import Case, Object, both, changed, drop, put
 from tests.operator.conftest import ROOT
@@ -175,7 +176,10 @@ def test_the_examples_are_taken(clear: ApiServer) -> None:
 
 def test_a_second_policy_is_refused(clear: ApiServer) -> None:
     assert clear.send("apply", [FULL]).taken
-    answer = clear.send("create", [changed(FULL, put("metadata.name", "second"))])
+    second = [changed(FULL, put("metadata.name", "second"))]
+    # The guard hears of the first one by a watch.
+    wait_until("the first to be seen", lambda: not clear.send("create", second, "--dry-run=server").taken, seconds=60)
+    answer = clear.send("create", second)
     assert refused(answer, "one-policy")
     assert "there is one RegistryPolicy, retention: change it, or delete it first" in answer.text
     assert clear.send("apply", [FULL]).taken
