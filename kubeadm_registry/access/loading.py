@@ -46,7 +46,7 @@ def load(
         record=record, anew=anew,
     )  # fmt: skip
     sent = run.run(items)
-    flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known)
+    flaws, silent = prove(cluster, items, workers, direct=direct, known=run.known, read=run.read)
     unproven = {**cluster.absent, **silent}
     if record:
         journal.conclude(bundle.layout.lineage.index, proven=not (flaws or unproven))

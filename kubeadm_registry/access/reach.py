@@ -38,40 +38,46 @@ class ReadFailure:
 
 
 def prove(
-    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool, known: Collection[str] = ()
-) -> tuple[list[ReadFailure], dict[str, str]]:
+    cluster: Cluster, items: Sequence[seeding.Item], workers: int, *, direct: bool, known: Collection[str] = (),
+    read: Collection[str] = (),
+) -> tuple[list[ReadFailure], dict[str, str]]:  # fmt: skip
     """What cannot be read, by each address of each server; and the servers that do not answer, with the reason.
 
-    Those *known* by name were read everywhere before. They are read through the virtual IP, which shows what the
-    storage has lost, and at the servers only looked for, unless something is missing there. Raises RegistryError when
-    the virtual IP does not answer.
+    Those *known* by name were read everywhere before. They are read through the virtual IP, unless they have been
+    *read* there just now: that shows what the storage has lost. Which server serves an image makes no difference to
+    that, so each is looked for at one of them, by its name; if anything is missing, all are read at all of them.
+    Raises RegistryError when the virtual IP does not answer.
     """
 
     over = threading.Event()
 
-    def look(place: tuple[str, Host, tuple[str, ...]], known: Collection[str]) -> list[ReadFailure]:
-        name, host, (address, *others) = place
-        found = seeding.prove(_way(cluster, host, address, direct=direct), items, workers, known=known, stop=over)
+    def look(
+        what: Sequence[seeding.Item], known: Collection[str], name: str, host: Host, addresses: Sequence[str]
+    ) -> list[ReadFailure]:
+        first, *others = addresses
+        found = seeding.prove(_way(cluster, host, first, direct=direct), what, workers, known=known, stop=over)
         flaws = [ReadFailure(image, name, why) for image, why in found.items()]
         for other in others:
             flaws += _second_look(_way(cluster, host, other, direct=direct), items[:1], name, other)
         return flaws
 
     def attempt(known: Collection[str], host: Host) -> list[ReadFailure] | RegistryError | ConnectionFailed:
+        share = _share(items, known, cluster.hosts.index(host), len(cluster.hosts))
         try:
-            return look((host.name, host, cluster.node(host).addresses), known)
+            return look(share, known, host.name, host, cluster.node(host).addresses)
         except (RegistryError, ConnectionFailed) as error:
             return error
 
     with ThreadPoolExecutor(1) as beside:
         of_nodes = beside.submit(side_by_side, partial(attempt, known), cluster.hosts)
         try:
-            at_vip = look((VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses), ())
+            unread = [item for item in items if item.name not in read]
+            at_vip = look(unread, (), VIRTUAL_IP, cluster.hosts[0], cluster.spec.vip.addresses)
             outcomes = of_nodes.result()
         except BaseException:
             over.set()  # what the nodes have is of no use any more, and may take minutes
             raise
-    if at_vip and known:
+    if known and (at_vip or any(isinstance(one, list) and one for one in outcomes)):
         outcomes = side_by_side(partial(attempt, ()), cluster.hosts)
     flaws: list[ReadFailure] = []
     silent: dict[str, str] = {}
@@ -81,6 +87,12 @@ def prove(
         else:
             silent[host.name] = outcome.message
     return flaws + at_vip, silent
+
+
+def _share(items: Sequence[seeding.Item], known: Collection[str], place: int, places: int) -> Sequence[seeding.Item]:
+    """What of *items* is looked for at one of so many *places*: all that is not *known*, and its part of the others."""
+    part = [item for number, item in enumerate(items) if item.name not in known or number % places == place]
+    return part or items[:1]
 
 
 def _way(cluster: Cluster, host: Host, address: str, *, direct: bool) -> pool.Connect:

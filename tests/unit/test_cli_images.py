@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.images import check, wanted
 from kubeadm_registry.images.kubernetes_images import images_of
 from kubeadm_registry.images.names import Place
-from kubeadm_registry.images.seed import proof
+from kubeadm_registry.images.seed import Item, proof
 from kubeadm_registry.members import Members
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import retry
@@ -222,6 +223,44 @@ def test_where_the_virtual_ip_is_silent_the_nodes_are_not_read_to_the_end(
     with pytest.raises(RegistryError, match=r"10\.0\.0\.10"):
         reach.prove(three.cluster, [*items] * 300, 1, direct=False)
     assert len(looked) < 600
+
+
+@pytest.mark.parametrize("lost", ["", "10.0.0.10", "10.0.0.12"])
+def test_images_that_were_read_before_are_looked_for_at_one_node_each(
+    dual_stack: tuple[Repositories, FakeCluster], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    registry, three = dual_stack
+    items, _ = check.find(connector(registry), [Place("app", f"v{number}") for number in range(3)] * 3)
+    items = [replace(item, name=f"app:{number}") for number, item in enumerate(items * 3)]
+    known = {item.name for item in items[1:]}
+    read = {item.name for item in items[4:]}
+    asked: dict[str, list[tuple[set[str], bool]]] = {}
+
+    def prove(
+        way: str, what: Sequence[Item], workers: int, *, known: Collection[str], stop: object = None
+    ) -> dict[str, str]:
+        names = {item.name for item in what}
+        asked.setdefault(way, []).append((names, names <= {*known}))
+        return {"app:5": "is lost"} if way == lost else {}
+
+    monkeypatch.setattr(reach, "_way", lambda _cluster, _host, address, direct: address)
+    monkeypatch.setattr("kubeadm_registry.access.reach.seeding.prove", prove)
+    flaws, silent = reach.prove(three.cluster, items, 2, direct=False, known=known, read=read)
+    nodes = [asked[node.address] for node in three.cluster.spec.nodes]
+    assert asked["10.0.0.10"] == [({"app:0", "app:1", "app:2", "app:3"}, False)]
+    assert [one[0] for one in nodes] == [
+        ({f"app:{number}" for number in range(len(items)) if number in (0, place) or number % 3 == place}, False)
+        for place in range(3)
+    ]
+    everywhere = ({item.name for item in items}, False)
+    assert [one[1:] for one in nodes] == [[everywhere] if lost else []] * 3
+    assert [(flaw.image, flaw.why) for flaw in flaws] == ([("app:5", "is lost")] if lost else [])
+    assert silent == {}
+
+
+def test_a_node_is_asked_where_there_are_fewer_images_than_nodes(fake: Repositories) -> None:
+    items, _ = check.find(connector(fake), [Place("app", "v1")])
+    assert [reach._share(items, {items[0].name}, place, 3) for place in range(3)] == [items] * 3
 
 
 def test_80_columns_show_the_size_and_all_of_a_name(fake: Repositories, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -388,6 +388,34 @@ def test_what_was_proven_is_only_looked_for_until_it_is_pushed_again(
     assert read == len(lost.blobs)
 
 
+def test_what_was_proven_is_read_where_it_is_looked_for(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
+    """So that it need not be read once more; unless something is missing, since to push that may take hours."""
+    items, index = seed.plan(bundle), bundle.layout.lineage.index
+
+    def again(proven: bool = True) -> seed.Seeder:
+        journal = Journal(tmp_path / "journal")
+        journal.prove(index, proven=proven)
+        seeder = seed.Seeder(bundle, connector(fake), journal, patience=2)
+        fake.requests.clear()
+        seeder.run(items)
+        return seeder
+
+    run(bundle, fake, tmp_path)
+    assert again(proven=False).read == set()
+    everything = {item.name for item in items}
+    assert again().read == everything
+    assert sum("HEAD" in one.method for one in fake.requests) == 0, "each name is asked for once"
+    lost = max(items[0].blobs, key=lambda blob: blob.size)
+    content = fake.blobs.pop(lost.digest)
+    seeder = again()
+    assert seeder.read == {item.name for item in items if lost not in item.blobs} != everything
+    assert seeder.known == everything, "its tag is there, and who reads it says what is lost"
+    fake.blobs[lost.digest] = content
+    del fake.manifests[items[0].reference]
+    assert again().read == set()
+    assert items[0].reference in fake.manifests
+
+
 def test_who_is_stopped_before_the_proof_has_proven_nothing(bundle: Bundle, fake: FakeRegistry, tmp_path: Path) -> None:
     journal, index = Journal(tmp_path / "journal"), bundle.layout.lineage.index
     with journal:

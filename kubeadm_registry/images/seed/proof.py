@@ -15,6 +15,8 @@ from kubeadm_registry.registry import Api, retry
 
 #: Seconds that reading an image may fail: longer than the virtual IP needs to move, and a lost blob fails each time.
 _LOOK = 4.0
+#: So many names cost about as much as an image that is read, as to the number of connections.
+_NAMES = 6
 
 
 def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
@@ -43,6 +45,14 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
         elif not registry.piece(item.repository, blob.digest, blob.size - 1, 1):
             return f"blob {blob.digest} is missing"
     return None
+
+
+def flaw(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
+    """The same, but tried for _LOOK seconds, and what then is wrong with the registry is a flaw of the image."""
+    try:
+        return retry(lambda: absent(registry, item, thorough=thorough), seconds=_LOOK)
+    except RegistryError as error:
+        return error.message
 
 
 def is_signed_further(registry: Api, item: Item) -> bool:
@@ -79,15 +89,13 @@ def prove(
     def look(registry: Api, item: Item) -> str | None:
         if stop is not None and stop.is_set():
             raise RegistryError("the proof was stopped")
-        try:
-            return retry(lambda: absent(registry, item, thorough=item.name not in known), seconds=_LOOK)
-        except RegistryError as error:
-            return error.message
+        return flaw(registry, item, thorough=item.name not in known)
 
     def greet(registry: Api, item: Item) -> None:
         # Not for /v2/ itself: the user may have a login for a repository and none for that.
         retry(lambda: registry.digest(item.repository, item.reference), seconds=10)
 
-    with WorkerPool(connect, few(workers, len(items))) as pool:
+    whole = sum(item.name not in known for item in items)
+    with WorkerPool(connect, few(workers, whole + (len(items) - whole) // _NAMES)) as pool:
         pool.each(greet, items[:1])
-        return {item.name: flaw for item, flaw in pool.each(look, items) if flaw is not None}
+        return {item.name: why for item, why in pool.each(look, items) if why is not None}

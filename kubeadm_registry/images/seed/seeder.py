@@ -18,7 +18,7 @@ from kubeadm_registry.images import absence, brought, referrers, seeded
 from kubeadm_registry.images.journal import Journal
 from kubeadm_registry.images.pool import PATIENCE, SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool, few
 from kubeadm_registry.images.seed.contents import Item
-from kubeadm_registry.images.seed.proof import is_signed_further
+from kubeadm_registry.images.seed.proof import flaw, is_signed_further
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import PIECE, Api, Limit, Upload, retry
@@ -73,9 +73,12 @@ class Seeder:
         self._lock = threading.Lock()
         self._taken: dict[str, int] = {}
         self._known: set[str] = set()
+        self._proven = False
         self._total = self._done = self._sent = 0
         self.known: set[str] = set()
         """The names of the images that an earlier run has proven, and that are there still."""
+        self.read: set[str] = set()
+        """Those of them that this run has read, every part: where nothing was missing, which takes time to push."""
 
     def run(self, items: Sequence[Item]) -> int:
         """Push what is missing of *items*; returns how many bytes of blobs went out.
@@ -91,13 +94,15 @@ class Seeder:
             is_new = self._keeps_record and (record is None or record.index != line.index)
             if is_new:
                 seeded.require_writer(record)
+            self._proven = self._journal.proven(line.index)
             with WorkerPool(self._connect, few(self._workers, len(items))) as looking:
                 found = looking.each(self._is_there, items)
             missing = [item for item, there in found if not there]
-            if self._journal.proven(line.index):
+            if self._proven:
                 self.known = {item.name for item, there in found if there}
             if missing:  # whoever is killed from here on has proven nothing
                 self._journal.prove(line.index, proven=False)
+                self.read.clear()
             homes = {blob.digest: item.repository for item, there in found if there for blob in item.blobs}
             repositories = pool.each(self._is_known, {item.repository for item in missing})
             self._known = {repository for repository, known in repositories if known}
@@ -161,19 +166,27 @@ class Seeder:
     def _is_there(self, registry: Api, item: Item) -> bool:
         """Whether the registry has *item*, and lists what of it refers to something else.
 
+        What an earlier run has proven is read at once: its name alone would be looked for to read it afterwards.
         Signatures that were added to those of the bundle would be lost if the bundle's tag took their place.
         """
         if item.name in self._anew:
             return False
 
-        def look() -> bool:
-            if registry.digest(item.repository, item.reference) != item.root.digest:
-                return is_signed_further(registry, item)
+        def is_listed() -> bool:
             return all(
                 referrers.is_noted(registry, item.repository, manifest, self._bundle.layout.read(manifest))
                 for manifest in item.manifests
             )
 
+        def look() -> bool:
+            if registry.digest(item.repository, item.reference) != item.root.digest:
+                return is_signed_further(registry, item)
+            return is_listed()
+
+        if self._proven and flaw(registry, item) is None:
+            self.read.add(item.name)
+            if retry(is_listed, self._patience):
+                return True
         return retry(look, self._patience)
 
     def _is_known(self, registry: Api, repository: str) -> bool:
