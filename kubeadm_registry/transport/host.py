@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -106,6 +106,8 @@ def _reading(path: str) -> tuple[str, ...]:
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
+#: Kept: to start one costs as much as many a question. More than a run needs, whose work has such work in it.
+_THREADS = ThreadPoolExecutor(1000)
 
 
 def side_by_side(
@@ -119,12 +121,24 @@ def side_by_side(
     """
     if len(items) == 1:  # needs no thread, as in a phase that runs on one node at a time
         return [work(items[0])]
-    with ThreadPoolExecutor(max_workers=max(1, min(len(items), at_most or len(items)))) as pool:
-        try:
-            return list(pool.map(work, items))
-        except KeyboardInterrupt:
-            interrupted()
-            raise
+    if at_most is not None and at_most < len(items):
+        with ThreadPoolExecutor(at_most) as pool:
+            return _all(pool, work, items, interrupted)
+    return _all(_THREADS, work, items, interrupted)
+
+
+def _all(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Outcome], items: Sequence[Item], interrupted: Callable[[], object]
+) -> list[Outcome]:
+    """The same by the threads of *pool*. What has not begun when an error is raised does not begin."""
+    outcomes = [pool.submit(work, item) for item in items]
+    try:
+        return [outcome.result() for outcome in outcomes]
+    except KeyboardInterrupt:
+        interrupted()
+        raise
+    finally:
+        wait([outcome for outcome in outcomes if not outcome.cancel()])
 
 
 def has_address(host: Host, address: str) -> bool:
