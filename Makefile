@@ -23,7 +23,7 @@ KUBERNETES := kubelet etcd coredns bridge pause guest
 PACKAGES := python3-venv debootstrap systemd-container nftables iproute2 e2fsprogs openssh-client openssh-server sudo \
             skopeo busybox shellcheck gcc libc6-dev pkg-config libsodium-dev protobuf-compiler
 
-.PHONY: help demo test dist unit lint lab day-two test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached simulate kills soak fuzz bench docs manifests lab-down clean setup packages programs
+.PHONY: help demo test dist unit lint lab day-two test-monitoring test-operator test-operator-long test-kubernetes kubernetes-programs kubernetes-cached kubernetes-bundle simulate kills soak fuzz bench docs manifests lab-down clean setup packages programs
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -124,9 +124,13 @@ kubernetes-programs: programs
 kubernetes-cached: setup
 	@$(PYTHON) -m tests.lab.programs --cached $(KUBERNETES) > /dev/null
 
+# What test-kubernetes installs from, made ahead of it.
+kubernetes-bundle: kubernetes-programs
+	@$(PYTHON) -m tests.kubernetes.prepare
+
 # kubeadm init, join and reset on three hosts, every image from the registry.
 test-kubernetes: kubernetes-programs
-	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s -m 'not long' tests/kubernetes
+	$(SUDO) env "PATH=$$PATH" $$($(PYTHON) -m tests.lab.machine) .venv/bin/pytest -s -m 'not long' tests/kubernetes
 
 # The long ones: full load for ten minutes, second faults.
 soak: kubernetes-programs

@@ -7,7 +7,6 @@ python -m tests.lab.lanes [PYTEST'S OPTIONS...]
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.lab import machine
 from tests.lab.command import say
 from tests.lab.settings import Place
 
@@ -24,17 +24,17 @@ HERE = Path(__file__).parent
 #: what they boot, and begin with those that install it anew. No lane waits for another; what is in none runs alone.
 LANES: Mapping[str, tuple[str, ...]] = {
     "registry": (
-        "init", "images", "push_pull", "rescue", "retention", "retention_units", "runbook", "seed", "tool", "upload",
+        "init", "images", "push_pull", "rescue", "retention", "runbook", "seed", "tool", "upload",
     ),
     "parts": (
         "bundle_debian", "deltas", "doctor_question", "ending", "engine", "guard", "kubeadm_config", "lab", "mirrors",
-        "onefile", "registries", "reset", "trash",
+        "onefile", "registries", "retention_units", "reset", "trash",
     ),
 }  # fmt: skip
-#: Files whose tests have a namespace of their own, where they wait for the kernel's timers nearly all of the time.
+#: Files whose tests have namespaces of their own, where they wait for the kernel's timers nearly all of the time; and
+#: how many of these tests wait at a time.
 WAITING = ("fence", "handover", "late")
-#: Bytes of memory for the disks of two labs, their processes, and the tests.
-PLENTY = 14 * 2**30
+AT_ONCE = 4
 NOTHING_SELECTED = 5
 """The status of pytest."""
 
@@ -57,12 +57,6 @@ def places() -> dict[str, Place]:
     return {next(iter(LANES)): default, **beside}
 
 
-def disks() -> dict[str, str]:
-    """Where the labs have their disks: in memory if there is plenty, for the tests wait for them much of the time."""
-    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    return {"KUBEADM_REGISTRY_LAB_DISKS": "memory"} if found and int(found[1]) * 1024 > PLENTY else {}
-
-
 def command(files: Sequence[Path], options: Sequence[str]) -> list[str]:
     """What runs the tests of *files* with *options* of pytest."""
     return [sys.executable, "-m", "pytest", *options, *map(str, files)]
@@ -76,7 +70,7 @@ def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -
         for name, files in groups.items():
             output = stack.enter_context(tempfile.TemporaryFile())
             place = where.get(name, Place.default())
-            environment = {**os.environ, **disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
+            environment = {**os.environ, **machine.disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
             process = subprocess.Popen(
                 command(files, options), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env=environment,
@@ -97,9 +91,10 @@ def main(options: Sequence[str]) -> int:
     """Run everything with *options* of pytest; the status to end with, the worst of all."""
     begin = time.monotonic()
     codes = side_by_side({lane: paths(names) for lane, names in LANES.items()}, options)
-    quiet = subprocess.run(command(alone(), options), env={**os.environ, **disks()}, check=False)
+    quiet = subprocess.run(command(alone(), options), env={**os.environ, **machine.disks()}, check=False)
     codes.append(quiet.returncode)
-    codes += side_by_side({name: paths([name]) for name in WAITING}, options)
+    waiting = command(paths(WAITING), (*options, f"--numprocesses={AT_ONCE}", "--dist=worksteal"))
+    codes.append(subprocess.run(waiting, check=False).returncode)
     say(f"all ended {(time.monotonic() - begin) / 60:.0f} min after the begin")
     return max(0 if code == NOTHING_SELECTED else abs(code) for code in codes)
 

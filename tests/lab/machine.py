@@ -1,9 +1,13 @@
-"""What the lab asks of this machine, and what it gives back."""
+"""What the lab asks of this machine, and what it gives back.
+
+python -m tests.lab.machine prints, as an assignment for ``env``, what has labs' disks in memory, if there is plenty.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 from tests.lab.command import locked, missing
@@ -33,6 +37,9 @@ SYSCTLS = (
 )
 
 SETTINGS = Path("/proc/sys")
+
+#: Bytes of memory for the disks of two labs, their processes, and the tests.
+PLENTY = 14 * 2**30
 
 #: Where labs that are up at the same time note each other; gone with a reboot, as the settings are.
 NOTES = Path("/run/kubeadm-registry-lab")
@@ -75,5 +82,15 @@ def restore_sysctls(lab: str) -> None:
                 (SETTINGS / name).write_text(value)
 
 
+def disks() -> dict[str, str]:
+    """What has labs' disks in memory if there is plenty, for the tests wait for them much of the time; else nothing."""
+    found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    return {"KUBEADM_REGISTRY_LAB_DISKS": "memory"} if found and int(found[1]) * 1024 > PLENTY else {}
+
+
 def _read(name: str) -> str:
     return (SETTINGS / name).read_text().strip()
+
+
+if __name__ == "__main__":
+    print(*(f"{name}={value}" for name, value in disks().items()))

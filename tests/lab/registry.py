@@ -400,7 +400,7 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
         key.update((layout / "index.json").read_bytes())
         name = f"full-{frontend}"
     target = cache() / "bundles" / f"{name}-{key.hexdigest()[:16]}.tar"
-    with locked(cache() / "bundles" / "lock"):
+    with locked(cache() / "bundles" / f"lock-{name}"):
         if target.exists():
             return target
         for old in target.parent.glob(f"{name}-*.tar"):

@@ -28,6 +28,9 @@ QUIET = (
     "console-getty.service",
     "getty.target",
 )
+#: Generators of units, which systemd runs again at each reload: of what needs other hardware, a console or a kernel's
+#: command line, or what no server of this kind has. A lab reloads thousands of times.
+IDLE = ("debug", "getty", "gpt-auto", "hibernate-resume", "rc-local", "run", "ssh", "system-update", "tpm2")
 
 
 class System:
@@ -103,6 +106,10 @@ def _finish(base: Path) -> None:
     for name in QUIET:
         (units / name).unlink(missing_ok=True)
         (units / name).symlink_to("/dev/null")
+    generators = base / "etc/systemd/system-generators"
+    generators.mkdir()
+    for name in IDLE:
+        (generators / f"systemd-{name}-generator").symlink_to("/dev/null")
     for wanted in ("systemd-networkd.service", "systemd-networkd.socket", "systemd-networkd-wait-online.service"):
         for link in units.glob(
             f"*.wants/{wanted}"

@@ -216,6 +216,7 @@ def play(  # noqa: PLR0912, PLR0915 - one story, told in order
     return list(nodes.values()), violations, epochs
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(min_value=0, max_value=2**32), size=st.sampled_from([3, 3, 5]))
 def test_no_two_frontends_may_write_at_a_time_and_a_calm_cluster_gets_its_writer(seed: int, size: int) -> None:

@@ -531,6 +531,7 @@ def reads_well_elsewhere(seen: Observation, memory: Memory) -> bool:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(course=st.lists(observations, min_size=1, max_size=12), single=st.booleans())
 def test_whatever_is_seen_the_invariants_hold(course: list[Observation], single: bool) -> None:
@@ -702,6 +703,7 @@ def test_whoever_has_the_vip_beside_a_holder_that_it_hears_gives_way(settled: Me
     assert first(taken, lambda d: d.fit) == near(12.0 + T.peer_silent), "the holder is gone"
 
 
+@pytest.mark.slow
 def test_whoever_gave_way_tries_again_later_and_later(settled: Memory) -> None:
     """keepalived takes the VIP half a second after it may, as long as no adverts arrive."""
     memory, now, fit_since = settled, 5.0, 0.0

@@ -130,6 +130,7 @@ def test_a_recipient_that_is_no_text() -> None:
     refused(lambda: PublicKeys.of(["\udcff"], []), "RecipientInvalid")  # an argument that is not UTF-8
 
 
+@pytest.mark.slow
 def test_a_passphrase_opens_it_and_no_other(tmp_path: Path) -> None:
     path = made(tmp_path / "b", PASSPHRASE)
     assert read(path).opened(PASSPHRASE) == CONTENTS

@@ -168,6 +168,7 @@ def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted
     assert rooted.restarts == restarts + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_a_run_that_dies_anywhere_is_made_up_and_taken_back(tmp_path: Path, first: int) -> None:
     """After each command that changes something, in init and then in reset; a third of them in each test."""

@@ -418,6 +418,7 @@ def test_the_cluster_file_of_before_is_refused(site: Site, workflow: Workflow) -
     assert (old.snapshot(), old.acts()) == (before, acts)
 
 
+@pytest.mark.slow
 def test_whatever_ends_it_another_node_completes_it(site: Site) -> None:
     """The connection to a node breaks after each thing that is done there; then another member is asked."""
     site.dead = {"cp-2"}
