@@ -214,6 +214,12 @@ PROGRAMS = {
         _go("oras", "oras.land/oras/cmd/oras", "v1.3.6", "about a minute"),
         _go("regctl", "github.com/regclient/regclient/cmd/regctl", "v0.11.7", "about a minute"),
         _go("registry", "github.com/distribution/distribution/v3/cmd/registry", "v3.1.1", "about a minute"),
+        _go(
+            "conformance",
+            "github.com/opencontainers/distribution-spec/conformance",
+            "v0.0.0-20260831232431-97274622c111",
+            "a few seconds",
+        ),
         _kubernetes("kubeadm", "about two minutes", "kubeadm"),
         _kubernetes(
             "kubernetes",
