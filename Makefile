@@ -84,11 +84,9 @@ unit: setup
 	@$(PYTHON) -m tests.lab.programs haproxy > /dev/null
 	.venv/bin/pytest -q -m 'not long and ($(UNIT))' --numprocesses=$(WORKERS) --dist=worksteal tests/unit tests/simulation
 
-# Of its steps (tests/lab/lanes.py) all, or some: make lab STEPS='alone waiting'
-STEPS ?=
 lab: programs
 	@$(PYTHON) -m tests.lab.programs keepalived > /dev/null
-	$(SUDO) env "PATH=$$PATH" $(PYTHON) -m tests.lab.lanes $(STEPS) -m 'not long' --durations=20
+	$(SUDO) env "PATH=$$PATH" $(PYTHON) -m tests.lab.lanes -m 'not long' --durations=20
 
 # The alert rules, by promtool of Debian's package prometheus, which is fetched once and not installed.
 test-monitoring: setup

@@ -1,7 +1,7 @@
 """All tests of the lab: first those that need no quiet machine, in lanes side by side, then the others alone, and at
 last those that only wait, side by side.
 
-python -m tests.lab.lanes [lanes] [alone] [waiting] [PYTEST'S OPTIONS...]    without a step: all of them
+python -m tests.lab.lanes [PYTEST'S OPTIONS...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from itertools import takewhile
 from pathlib import Path
 
 from tests.lab import machine
@@ -36,7 +35,6 @@ LANES: Mapping[str, tuple[str, ...]] = {
 #: how many of these tests wait at a time.
 WAITING = ("fence", "handover", "late")
 AT_ONCE = 4
-STEPS = ("lanes", "alone", "waiting")
 NOTHING_SELECTED = 5
 """The status of pytest."""
 
@@ -59,12 +57,6 @@ def places() -> dict[str, Place]:
     return {next(iter(LANES)): default, **beside}
 
 
-def environment(place: Place | None = None) -> dict[str, str]:
-    """That of tests whose labs are at *place*, or where they are by default."""
-    where = {} if place is None else {"KUBEADM_REGISTRY_LAB": str(place.directory)}
-    return {**os.environ, **machine.disks(), **where}
-
-
 def command(files: Sequence[Path], options: Sequence[str]) -> list[str]:
     """What runs the tests of *files* with *options* of pytest."""
     return [sys.executable, "-m", "pytest", *options, *map(str, files)]
@@ -78,9 +70,10 @@ def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -
         for name, files in groups.items():
             output = stack.enter_context(tempfile.TemporaryFile())
             place = where.get(name, Place.default())
+            environment = {**os.environ, **machine.disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
             process = subprocess.Popen(
                 command(files, options), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-                env=environment(place),
+                env=environment,
             )  # fmt: skip
             running[name] = (stack.enter_context(process), output)
         say(f"running {' and '.join(running)} side by side; each shows its output at its end")
@@ -94,19 +87,14 @@ def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -
     return codes
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the steps that *argv* begins with, or all, with pytest's options that follow; the worst status of all."""
+def main(options: Sequence[str]) -> int:
+    """Run everything with *options* of pytest; the status to end with, the worst of all."""
     begin = time.monotonic()
-    steps = tuple(takewhile(STEPS.__contains__, argv))
-    options, codes = argv[len(steps) :], []
-    for step in steps or STEPS:
-        if step == "lanes":
-            codes += side_by_side({lane: paths(names) for lane, names in LANES.items()}, options)
-        elif step == "alone":
-            codes.append(subprocess.run(command(alone(), options), env=environment(), check=False).returncode)
-        else:
-            spread = (f"--numprocesses={AT_ONCE}", "--dist=worksteal")
-            codes.append(subprocess.run(command(paths(WAITING), (*options, *spread)), check=False).returncode)
+    codes = side_by_side({lane: paths(names) for lane, names in LANES.items()}, options)
+    quiet = subprocess.run(command(alone(), options), env={**os.environ, **machine.disks()}, check=False)
+    codes.append(quiet.returncode)
+    waiting = command(paths(WAITING), (*options, f"--numprocesses={AT_ONCE}", "--dist=worksteal"))
+    codes.append(subprocess.run(waiting, check=False).returncode)
     say(f"all ended {(time.monotonic() - begin) / 60:.0f} min after the begin")
     return max(0 if code == NOTHING_SELECTED else abs(code) for code in codes)
 
