@@ -79,13 +79,25 @@ def alone(host: Host, frontend: str) -> Iterator[str]:
 def test_what_the_program_passes_alone_it_passes_behind_the_virtual_ip(registry: Registry, tmp_path: Path) -> None:
     suite = str(program("conformance"))
     login = registry.login()
-    through = outcomes(
-        registry.lab.argv(suite), tmp_path / "through", registry=f"{registry.vip}:{paths.REGISTRY_PORT}",
-        username=login.username, password=login.password, ca=str(registry.ca),
-    )  # fmt: skip
+
+    def through(results: str) -> dict[str, set[str]]:
+        return outcomes(
+            registry.lab.argv(suite), tmp_path / results, registry=f"{registry.vip}:{paths.REGISTRY_PORT}",
+            username=login.username, password=login.password, ca=str(registry.ca),
+        )  # fmt: skip
+
     holder = registry.holder()
     with alone(holder, registry.frontend) as address:
         by_itself = outcomes(holder.network_argv(suite), tmp_path / "alone", registry=address, tls="disabled")
-    assert sum("passed" in outcome for outcome in through.values()) > 200
-    failed = {name for name, outcome in through.items() if "failure" in outcome and not OURS.search(name)}
-    assert failed == {name for name in failed if "failure" in by_itself[name]}
+
+    def ours(outcome: Mapping[str, set[str]]) -> set[str]:
+        """What fails only here, and is no exception."""
+        failed = {name for name, results in outcome.items() if "failure" in results and not OURS.search(name)}
+        return {name for name in failed if "failure" not in by_itself.get(name, {"failure"})}
+
+    found = through("through")
+    assert sum("passed" in results for results in found.values()) > 200
+    failed = ours(found)
+    if failed:  # once more: the suite takes a 503 for an answer, where clients ask again while the writer moves
+        failed &= ours(through("again"))
+    assert failed == set()
