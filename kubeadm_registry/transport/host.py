@@ -106,7 +106,8 @@ def _reading(path: str) -> tuple[str, ...]:
 
 Item = TypeVar("Item")
 Outcome = TypeVar("Outcome")
-#: Kept: to start one costs as much as many a question. More than a run needs, whose work has such work in it.
+#: They are kept, since to start one costs as much as many a question. So many that work side by side may have more such
+#: work in it, and none waits for a thread.
 _THREADS = ThreadPoolExecutor(1000)
 
 

@@ -69,8 +69,7 @@ def side_by_side(groups: Mapping[str, Sequence[Path]], options: Sequence[str]) -
         running = {}
         for name, files in groups.items():
             output = stack.enter_context(tempfile.TemporaryFile())
-            place = where.get(name, Place.default())
-            environment = {**os.environ, **machine.disks(), "KUBEADM_REGISTRY_LAB": str(place.directory)}
+            environment = {**os.environ, **machine.disks(), "KUBEADM_REGISTRY_LAB": str(where[name].directory)}
             process = subprocess.Popen(
                 command(files, options), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                 env=environment,

@@ -48,7 +48,7 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
 
 
 def flaw(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
-    """The same, but tried for _LOOK seconds, and what then is wrong with the registry is a flaw of the image."""
+    """What ``absent`` says, tried for _LOOK seconds; an error of the registry that lasts as long is a flaw as well."""
     try:
         return retry(lambda: absent(registry, item, thorough=thorough), seconds=_LOOK)
     except RegistryError as error:
