@@ -359,20 +359,30 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         except Error as error:
             yield error.advice
             continue
-        subnet = ip_network(f"{own}/{found.prefix_length}", strict=False)
+        subnet, field = ip_network(f"{own}/{found.prefix_length}", strict=False), _field(cluster, vip)
         if ip_address(vip) in subnet:
+            if subnet.version == 4 and subnet.num_addresses > 2 and vip == str(subnet.broadcast_address):
+                yield (
+                    f"the virtual IP {vip} is the broadcast address of {subnet}, to which nobody can connect; "
+                    f"set {field} to an unused address of that subnet"
+                )
             continue
         if subnet.num_addresses > 1:
             yield (
                 f"the virtual IP {vip} is not in the subnet {own}/{found.prefix_length} of {found.interface}; "
-                "set spec.vip.address to an unused address of that subnet"
+                f"set {field} to an unused address of that subnet"
             )
         elif not is_direct(host, vip, found.interface):  # a single address, as DHCPv6 gives one, tells no subnet
             yield (
                 f"the address {own}/{found.prefix_length} of {found.interface} has no subnet, and no route leads to "
-                f"the virtual IP {vip} straight out of {found.interface}; set spec.vip.address to an unused address of "
+                f"the virtual IP {vip} straight out of {found.interface}; set {field} to an unused address of "
                 "the nodes' own network, or give the address the prefix length of that network"
             )
+
+
+def _field(cluster: Cluster, vip: str) -> str:
+    """Where the cluster file has the address *vip*."""
+    return f"spec.vip.{'address' if vip == cluster.spec.vip.address else 'secondaryAddress'}"
 
 
 def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
@@ -385,13 +395,13 @@ def vip_unused(cluster: Cluster, host: Host) -> Iterator[str]:
             if other in cluster.hosts and other.read(unit_path(unit)) is None:
                 yield (
                     f"{vip} is an address of {other.name} already, set by another program or the configuration of the "
-                    "network; set spec.vip.address to an unused address"
+                    f"network; set {_field(cluster, vip)} to an unused address"
                 )
         # A node that cannot be reached by SSH may well have it, and one that leaves gives it up in this run.
         if cluster.absent or holders:
             continue
         if _answers(host, vip):
-            yield f"{vip} is in use by another machine; set spec.vip.address to an unused address"
+            yield f"{vip} is in use by another machine; set {_field(cluster, vip)} to an unused address"
 
 
 #: Any datagram makes the kernel ask who has the address; the port is "discard" (RFC 863). Two tries of 1 s.

@@ -671,6 +671,27 @@ def test_a_vip_outside_of_the_subnet(good: FakeCluster) -> None:
     )
 
 
+@pytest.mark.parametrize(("prefix", "good"), [(24, False), (16, True)])
+def test_nobody_can_connect_to_a_broadcast_address(prefix: int, good: bool) -> None:
+    fake = healthy(FakeCluster.of(config.SMALLEST.replace("address: 10.0.0.10}", "address: 10.0.0.255}")))
+    shown = [{"ifname": "eth0", "addr_info": [{"local": "10.0.0.12", "prefixlen": prefix}]}]
+    fake.servers["cp-2"].answer("ip", "-json", "address", "show", with_=json.dumps(shown))
+    found = "the virtual IP 10.0.0.255 is the broadcast address of 10.0.0.0/24, to which nobody can connect; "
+    assert problems(fake) == (
+        {} if good else {"VipInSubnet": [f"{found}set spec.vip.address to an unused address of that subnet"]}
+    )
+
+
+def test_of_a_second_virtual_ip_its_own_field_is_named() -> None:
+    fake = healthy(FakeCluster.of(DUAL_STACK))
+    second = fake.config.spec.vip.secondary_address
+    assert second is not None
+    fake.servers["cp-1"].answer("bash", "-c", preflight._KNOCK, "knock", second, with_=neighbour(second))
+    assert problems(fake, "cp-1") == {
+        "VipUnused": [f"{second} is in use by another machine; set spec.vip.secondaryAddress to an unused address"]
+    }
+
+
 STRAIGHT = {"dst": "fd00::10", "from": "::", "dev": "eth0", "prefsrc": "fd00::12", "metric": 100, "flags": []}
 
 
