@@ -9,7 +9,8 @@ that name no VIP go on when it changes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import yaml
@@ -26,7 +27,9 @@ CA_HASH = "sha256:" + "0" * 64
 CERTIFICATE_KEY = "0" * 64
 
 _API_PORT = 6443
-#: kubeadm's own default for services is IPv4, so other families need both networks named.
+#: kubeadm's own default, where a file names no network.
+_SERVICES = "10.96.0.0/12"
+#: That is IPv4, so other families need both networks named.
 _NETWORKS = {
     False: {"podSubnet": "10.244.0.0/16", "serviceSubnet": "10.96.0.0/16"},
     True: {"podSubnet": "fd00:10:244::/56", "serviceSubnet": "fd00:10:96::/112"},
@@ -125,7 +128,24 @@ def cautions(spec: Spec) -> list[str]:
             f"controlPlaneEndpoint is {used} on the single node {node.name}: without that node the Kubernetes API is "
             "unreachable; set spec.kubernetes.controlPlaneEndpoint to an address or name that leads to every API server"
         )
-    return found
+    return [*found, *_overlaps(spec)]
+
+
+def _overlaps(spec: Spec) -> Iterator[str]:
+    """Networks of Kubernetes that have an address of a node or the virtual IP in them.
+
+    By nftables kube-proxy drops all that goes to the network of Services and to none of them.
+    """
+    used = [*spec.vip.addresses, *(address for node in spec.nodes for address in node.addresses)]
+    for key, value in ({"serviceSubnet": _SERVICES} | _networking(spec.nodes[0])).items():
+        for network in value.split(","):
+            inside = [address for address in used if ip_address(address) in ip_network(network)]
+            if inside:
+                yield (
+                    f"networking.{key} is {network} unless you set it, and {inside[0]} of the registry is in there: "
+                    "kube-proxy and the network plugin may keep nodes from reaching it; "
+                    f"set networking.{key} in the file to a network that nothing uses"
+                )
 
 
 def _mirrored(spec: Spec) -> bool:

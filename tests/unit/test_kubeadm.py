@@ -132,6 +132,30 @@ def test_an_endpoint_that_leads_to_all_and_a_single_node_are_fine() -> None:
     assert cautions(spec({"name": "cp-1", "address": "10.0.0.11"}, version="v1.36.3")) == []
 
 
+@pytest.mark.parametrize(
+    ("at", "second", "said"),
+    [
+        ("10.95.255.1", None, []),
+        ("10.112.0.1", None, []),
+        ("10.244.0.1", None, []),  # of pods: the network plugin's own, which is in no file of ours
+        ("10.100.0.1", None, ["networking.serviceSubnet is 10.96.0.0/12 unless you set it, and 10.100.0.10 of"]),
+        ("10.100.0.1", "fd00::1", []),
+        ("10.244.0.1", "fd00::1", ["networking.podSubnet is 10.244.0.0/16 unless you set it, and 10.244.0.10 of"]),
+        ("fd00:10:96::1", None, ["networking.serviceSubnet is fd00:10:96::/112 unless you set it, and fd00:10:96::10"]),
+    ],
+)
+def test_no_node_is_in_a_network_of_kubernetes(at: str, second: str | None, said: list[str]) -> None:
+    """kube-proxy's nftables mode drops what goes to the network of Services and to none of them."""
+
+    def place(last: int) -> dict[str, str]:
+        return {"address": f"{at}{last}"} | ({"secondaryAddress": f"{second}{last}"} if second else {})
+
+    wanted = spec(*({"name": f"cp-{n}"} | place(n) for n in (1, 2, 3)), vip=place(0), version="v1.36.3")
+    kubernetes = wanted.kubernetes.model_copy(update={"control_plane_endpoint": "api.lan:6443"})
+    found = cautions(wanted.model_copy(update={"kubernetes": kubernetes}))
+    assert [text[: len(start)] for text, start in zip(found, said, strict=True)] == said
+
+
 def test_a_version_that_is_missing_is_told() -> None:
     assert [said for said in cautions(spec()) if said.startswith("spec.kubernetes.version is not set")]
 
