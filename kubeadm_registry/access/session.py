@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from kubeadm_registry import whoami
-from kubeadm_registry.addresses import ip
+from kubeadm_registry.addresses import ip, is_ipv6
 from kubeadm_registry.agent.netlink import Addresses
 from kubeadm_registry.bundle import TOOL, Bundle, Program, opened
 from kubeadm_registry.cluster import Cluster, read_members, read_vault
@@ -71,7 +71,17 @@ def target(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -
         host_key=node.host_key if isinstance(node, Node) else None,
         sudo_password=prompts.sudo_password,
         passphrase=prompts.passphrase,
+        source=_source(config, node) if isinstance(node, Node) else None,
     )
+
+
+def _source(config: RegistryCluster, node: Node) -> str | None:
+    """The address by which *node* knows this machine, if it is a node: it may let in no other (components/replacing).
+
+    Of several in one network the kernel could take another one.
+    """
+    own = (at for one in config.spec.nodes for at in one.addresses if is_ipv6(at) == is_ipv6(node.address))
+    return next(filter(is_here, own), None)
 
 
 def _path(text: str | None) -> Path | None:

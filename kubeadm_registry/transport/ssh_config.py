@@ -5,7 +5,7 @@ they mean on the command line. Without an ``ssh`` program, or where it does not 
 passwd, only the caller's values and OpenSSH's defaults count.
 
 Not taken from ssh_config: StrictHostKeyChecking (always strict), CertificateFile, KnownHostsCommand, VerifyHostKeyDNS,
-algorithm lists, forwardings.
+BindInterface, algorithm lists, forwardings.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class SshTarget:
     *name* is for messages; *address* is an address, a name, or a Host of ssh_config. *config_file* replaces the user's
     and the system's ssh_config. *host_key*, as ``ssh-ed25519 AAAA...``, replaces known_hosts. *passphrase* is asked for
     the passphrase of an encrypted key file, once for all hosts, and may answer None; *sudo_password* is for a user who
-    is not root. *connect_timeout* is in seconds (10 if ssh_config says nothing). To a host on the way (ProxyJump) go
-    *config_file*, *known_hosts_file*, *passphrase* and *connect_timeout* only, as with ssh.
+    is not root. *connect_timeout* is in seconds (10 if ssh_config says nothing). *source* is the address to come from,
+    unless ssh_config has a BindAddress or leads to another HostName. To a host on the way (ProxyJump) go *config_file*,
+    *known_hosts_file*, *passphrase* and *connect_timeout* only, as with ssh.
     """
 
     name: str
@@ -48,6 +49,7 @@ class SshTarget:
     sudo_password: str | None = field(default=None, repr=False)
     passphrase: Callable[[Path], str | None] | None = None
     connect_timeout: float | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,8 @@ class Settings:
     jumps: tuple[str, ...]
     connect_timeout: float
     keepalive: int
+    #: The address of this machine to come from; None: the kernel's choice.
+    source: str | None = None
 
     @property
     def where(self) -> str:
@@ -132,6 +136,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
         connect_timeout=target.connect_timeout or float(timeout or 0) or 10.0,  # 0 is none, as "none" is
         keepalive=int(first("serveraliveinterval", "0")) or 5,
+        source=first("bindaddress") or (target.source if hostname == target.address else None),
     )
 
 

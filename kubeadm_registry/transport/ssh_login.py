@@ -175,7 +175,8 @@ def _open(target: SshTarget, settings: Settings, over: paramiko.Transport | None
 
 def _dial(settings: Settings, target: SshTarget) -> socket.socket:
     try:
-        wire = socket.create_connection((settings.hostname, settings.port), settings.connect_timeout)
+        source = (settings.source, 0) if settings.source else None
+        wire = socket.create_connection((settings.hostname, settings.port), settings.connect_timeout, source)
     except TimeoutError as error:
         raise _unreachable(settings, target, f"no response within {settings.connect_timeout:g} s") from error
     except OSError as error:

@@ -308,6 +308,19 @@ def test_the_users_ssh_config_finds_host_and_key(server, login, tmp_path):
     assert login(target).run(["echo", "hello"]).text == "hello"
 
 
+def test_where_a_connection_comes_from(own_server, login, tmp_path):
+    """As a key may be good from some addresses only; what ssh_config says wins, and where it leads to another host."""
+    server = own_server()
+    server.authorized.write_text(f'from="127.0.0.7" {public(server.user_key)}\n')
+    assert refused(server.target()).code == "AuthenticationFailed"
+    login(server.target(source="127.0.0.7"))
+    config = tmp_path / "config"
+    config.write_text("BindAddress 127.0.0.7\n")
+    login(server.target(config_file=config, source="127.0.0.8"))
+    config.write_text("Host elsewhere\n  HostName 127.0.0.1\n")
+    assert resolve(server.target(address="elsewhere", config_file=config, source="127.0.0.8")).source is None
+
+
 # Ways there
 
 
