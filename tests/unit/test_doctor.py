@@ -325,6 +325,32 @@ def test_of_two_that_count_each_other_silent_the_one_with_the_rule_is_deaf(ruled
     assert ("nft delete rule inet site in handle 6" in str(finding.fix[0])) == ruled
 
 
+@pytest.mark.parametrize(
+    ("rule", "fix"),
+    [
+        (FirewallRule("inet firewalld", "filter_INPUT", "reject with icmpx admin-prohibited # handle 180"),
+         "cp-2# firewall-cmd --permanent --add-port=5000/tcp --add-port=5443/tcp --add-port=5445/tcp "
+         "--add-port=3901/tcp --add-port=5444/udp --add-protocol=112 && firewall-cmd --reload"),
+        (FirewallRule("ip filter", "ufw-skip-to-policy-input", "counter packets 0 bytes 0 drop # handle 60"),
+         "cp-2# ufw allow 5000,5443,5445,3901/tcp && ufw allow 5444/udp  # and VRRP"),
+        (FirewallRule("inet filter", "input", "type filter hook input priority filter; policy drop;"),
+         "cp-2# nft list ruleset  # let in what docs/requirements.md, Ports"),
+    ],
+)  # fmt: skip
+def test_a_firewall_that_names_no_port_of_ours_is_opened(rule: FirewallRule, fix: str) -> None:
+    """By its own program: what lets in only what it names has no rule that could be deleted."""
+    two = with_facts(well("cp-2"), firewall=[rule])
+    one = replace(well("cp-1"), problems=[Problem("Firewall", "cp-1", BLOCKED.replace("cp-3", "cp-2"))])
+    (blocked,) = doctor.diagnose(snapshot(cp_1=one, cp_2=two)).findings
+    assert (blocked.kind.code, len(blocked.fix)) == ("PortBlocked", 1)
+    assert str(blocked.fix[0]).startswith(fix)
+    deaf = with_agent(two, peers={"cp-1": {"presence": "silent"}, "cp-3": {"presence": "fresh"}})
+    (silent,) = doctor.diagnose(snapshot(cp_2=deaf)).findings
+    ping, allow = map(str, silent.fix)
+    assert (silent.kind.code, ping) == ("PeerSilent", "cp-2# ping -c 3 10.0.0.11")
+    assert allow.startswith(fix)
+
+
 @pytest.mark.parametrize("spoil", [spoil for spoil, _, _ in CASES.values()], ids=CASES)
 def test_each_command_for_the_workstation_has_all_that_it_requires(spoil: Spoil) -> None:
     for finding in doctor.diagnose(snapshot(cp_2=spoil(well("cp-2")))).findings:

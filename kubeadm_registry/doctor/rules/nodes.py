@@ -108,7 +108,8 @@ def hearing(snapshot: Snapshot) -> Iterator[Finding]:
                 PEER_SILENT, one.name,
                 f"the agents of {one.name} and {other.name} do not hear each other" if more else heard,
                 limited([*evidence, *(f"{node}: {rule.text}" for node, rule in rules)]),
-                _unblock(rules) or (Command(first[0].name, f"ping -c 3 {first[1].address}"),),
+                _unblock(rules)
+                or (Command(first[0].name, f"ping -c 3 {first[1].address}"), *(_open(here_) for here_, _ in deaf)),
                 explains=frozenset({PORT_BLOCKED.code}),
             )  # fmt: skip
 
@@ -122,6 +123,21 @@ def _unblock(rules: Sequence[tuple[str, FirewallRule]]) -> tuple[Command, ...]:
     return tuple(
         Command(name, f"nft delete rule {rule.table} {rule.chain} handle {rule.handle}") for name, rule in rules
     )
+
+
+def _open(node: NodeSnapshot) -> Command:
+    """The command by which the firewall of *node* lets in the others, where no rule of it names what it keeps out."""
+    tcp = [paths.REGISTRY_PORT, paths.INTERNAL_PORT, paths.AGENT_PORT, paths.RPC_PORT]
+    rules = () if node.facts is None else node.facts.firewall
+    if any(rule.table.endswith(" firewalld") for rule in rules):
+        allow = " ".join(f"--add-port={port}/tcp" for port in tcp)
+        allow = f"{allow} --add-port={paths.HEARTBEAT_PORT}/udp --add-protocol=112"
+        return Command(node.name, f"firewall-cmd --permanent {allow} && firewall-cmd --reload")
+    if any(rule.chain.startswith("ufw") for rule in rules):
+        allow = f"ufw allow {','.join(map(str, tcp))}/tcp && ufw allow {paths.HEARTBEAT_PORT}/udp"
+        return Command(node.name, f"{allow}  # and VRRP: docs/requirements.md, Ports")
+    line = "nft list ruleset  # let in what docs/requirements.md, Ports, lists, here and on the way"
+    return Command(node.name, line)
 
 
 def blocking_vrrp(snapshot: Snapshot, names: Sequence[str]) -> tuple[list[str], tuple[Command, ...]]:
@@ -150,13 +166,10 @@ def ports_open(snapshot: Snapshot) -> Iterator[Finding]:
             rules = [rule for one in others for rule in _blocking(one, "tcp", ports)]
             shown = [f"{who}: nft list ruleset: {rule.text}" for who, rule in rules]
             listen = ", ".join(map(str, ports))
-            wanted = sorted({port.number for one in services(snapshot.config.spec) for port in one.ports
-                             if port.protocol == "tcp" and not port.local})  # fmt: skip
-            allow = " ".join(f"--add-port={port}/tcp" for port in wanted)
             yield Finding(
                 PORT_BLOCKED, node.name, f"it cannot connect to {name} on TCP port{'s' * (len(ports) > 1)} {listen}",
                 limited([problem.text.partition(";")[0], *shown]),
-                _unblock(rules) or (Command(name, f"firewall-cmd --permanent {allow} && firewall-cmd --reload"),),
+                _unblock(rules) or [_open(one) for one in others if one.name == name],
                 subject=f"{PORT_BLOCKED.code} {name}",
             )  # fmt: skip
 
