@@ -29,8 +29,12 @@ SOL_PACKET, ADD_MEMBERSHIP, MULTICAST = 263, 1, 0  # packet(7)
 #: To which groups VRRP is sent by those that do not know their peers (RFC 5798, 5.1.1.2 and 5.1.2.2).
 GROUPS = (bytes.fromhex("01005e000012"), bytes.fromhex("333300000012"))
 #: The kernel passes on ARP and VRRP alone, whatever else the interface is busy with: a program of classic BPF, of
-#: (code, jump if true, jump if false, value), linux/filter.h.
+#: (code, jump if true, jump if false, value), linux/filter.h. What has a VLAN's tag is on another wire: the interface
+#: of that VLAN gets it without.
 FILTER = (
+    (0x20, 0, 0, 0xFFFFF02C),  # load the tag (SKF_AD_VLAN_TAG), 0 if there is none
+    (0x54, 0, 0, 0xFFF),  # of it the number of the VLAN
+    (0x15, 0, 9, 0),
     (0x28, 0, 0, 12),  # load the type of the frame
     (0x15, 6, 0, ARP),
     (0x15, 0, 2, IPV4),

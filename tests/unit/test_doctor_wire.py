@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubeadm_registry.doctor import wire
+from tests.unit.test_session import in_a_network
 
 OWN, OTHER = bytes.fromhex("020000000001"), bytes.fromhex("029900000001")
 VIP = "10.0.0.10"
@@ -66,3 +70,35 @@ def test_a_probe_names_no_sender() -> None:
 def test_an_interface_that_is_not_there_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert wire.main(["no-such-interface", "111", "0.1", VIP]) == 0
     assert '"trouble": ""' not in capsys.readouterr().out
+
+
+#: Sends each frame (hex) of ``$3...`` again and again, while ``$2`` listens at the other end.
+SEND = """
+ip link add one type veth peer name two
+ip link set one up
+ip link set two up
+"$1" -I -c '
+import socket, sys, time
+out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+out.bind(("two", 0))
+while True:
+    for frame in sys.argv[1:]:
+        out.send(bytes.fromhex(frame))
+    time.sleep(0.1)
+' "$3" "$4" "$5" & sender=$!
+"$1" -I "$2" one 111 2
+kill "$sender"
+"""
+
+
+def test_what_is_in_another_vlan_is_not_on_this_wire() -> None:
+    """A trunk's interface gets the frames of all its VLANs, those with a tag of priority alone (0) for itself."""
+
+    def advert(sender: str, tag: bytes = b"") -> str:
+        whole = ipv4(wire.VRRP, 111).replace(socket.inet_aton("10.0.0.99"), socket.inet_aton(sender))
+        return (whole[:12] + tag + whole[12:]).ljust(60, b"\0").hex()
+
+    frames = [advert("10.0.0.99"), advert("10.0.0.98", b"\x81\0\xe0\0"), advert("10.0.7.1", b"\x81\0\xe0\7")]
+    shown = in_a_network("sh", "-c", SEND, "send", sys.executable, str(Path(wire.__file__)), *frames)
+    assert json.loads(shown) == {"answers": {}, "vrrp": dict.fromkeys(["10.0.0.99", "10.0.0.98"], "02:99:00:00:00:01"),
+                                 "trouble": ""}  # fmt: skip

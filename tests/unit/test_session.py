@@ -50,17 +50,19 @@ for start in "10.0.0.1", "fd00::1", "10.9.0.1":
 """
 
 
-def in_a_site(*arguments: str) -> str:
-    """What Python prints with these *arguments* on such a machine."""
+def in_a_network(*command: str) -> str:
+    """What *command* prints as root of a network namespace."""
     may = subprocess.run([*IN_A_NETWORK, "true"], capture_output=True, check=False).returncode == 0
     if not may and not os.environ.get("CI"):
         pytest.skip("may not make a network namespace")
-    done = subprocess.run(
-        [*IN_A_NETWORK, "sh", "-c", SITE, "site", sys.executable, "-c", *arguments],
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = subprocess.run([*IN_A_NETWORK, *command], capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr == ""
     return done.stdout
+
+
+def in_a_site(*arguments: str) -> str:
+    """What Python prints with these *arguments* on such a machine."""
+    return in_a_network("sh", "-c", SITE, "site", sys.executable, "-c", *arguments)
 
 
 def test_where_any_address_can_be_bound_only_its_own_are_this_machine() -> None:
