@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -143,3 +145,15 @@ def test_files_that_are_no_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             load(path)
         assert caught.value.code == "NodesUnreadable"
         assert caught.value.hint
+
+
+def test_what_kubectl_prints_by_the_command_of_the_page(root: Path, tmp_path: Path) -> None:
+    """In a dual-stack network it prints both addresses of a node."""
+    page = (root / "docs/containerd.md").read_text(encoding="utf-8").splitlines()
+    [line] = [one for one in page if one.startswith("    kubectl get nodes -o jsonpath=")]
+    kubectl = tmp_path / "kubectl"
+    kubectl.write_text("#!/bin/sh\nprintf 'w-1.lan 10.0.0.21 fd00::21\\nw-2 10.0.0.22\\n'\n", encoding="utf-8")
+    kubectl.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    subprocess.run(["sh", "-c", line], cwd=tmp_path, env={"PATH": path}, check=True, timeout=60)
+    assert [one.address for one in load(tmp_path / "nodes")] == ["10.0.0.21", "10.0.0.22"]
