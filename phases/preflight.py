@@ -351,7 +351,7 @@ def time_sync(_: Cluster, host: Host) -> Iterator[str]:
 
 
 def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
-    """The virtual IP is in the subnet of the node's address, on an existing interface."""
+    """The virtual IP is in the subnet of the node's address, which an interface has for good."""
     node = cluster.node(host)
     for own, vip in zip(node.addresses, cluster.spec.vip.addresses, strict=False):
         try:
@@ -359,6 +359,11 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         except Error as error:
             yield error.advice
             continue
+        if found.temporary:
+            yield (
+                f"{own} is a temporary address of {found.interface}, which the kernel replaces within days; "
+                "set nodes[].address to an address that the node keeps"
+            )
         subnet, field = ip_network(f"{own}/{found.prefix_length}", strict=False), _field(cluster, vip)
         if ip_address(vip) in subnet:
             if subnet.version == 4 and subnet.num_addresses > 2 and vip == str(subnet.broadcast_address):

@@ -14,10 +14,12 @@ from kubeadm_registry.transport.host import Host
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """An address of a host as its kernel has it: interface and prefix length."""
+    """An address of a host as its kernel has it."""
 
     interface: str
     prefix_length: int
+    temporary: bool = False
+    """Whether the kernel made it by itself and will replace it, within days (RFC 8981)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,7 @@ def link(host: Host, address: str) -> Link:
     for entry in json.loads(result.stdout or b"[]"):
         for item in entry.get("addr_info", ()):
             if ip(item.get("local", "")) == ip(address):
-                return Link(entry["ifname"], item["prefixlen"])
+                return Link(entry["ifname"], item["prefixlen"], item.get("temporary", False))
     raise Error(
         f"no interface has the address {address}", host=host.name, code="AddressMissing",
         hint="set nodes[].address to an address of the node itself, not to one that a router translates",

@@ -729,6 +729,21 @@ def test_an_address_that_the_server_does_not_have(good: FakeCluster) -> None:
     assert found.startswith("no interface has the address 10.0.0.12; set nodes[].address to an address of the node")
 
 
+def test_an_address_that_the_kernel_will_replace() -> None:
+    """As IPv6 hosts make them for privacy: `ip address` shows it before the one that stays."""
+    fake = healthy(FakeCluster.of(config.SMALLEST.replace("10.0.0.1", "fd00::1")))
+    made = {"local": "fd00::12", "prefixlen": 64, "temporary": True, "dynamic": True, "valid_life_time": 86397}
+    fake.servers["cp-2"].answer(
+        "ip", "-json", "address", "show", with_=json.dumps([{"ifname": "eth0", "addr_info": [made]}])
+    )
+    assert problems(fake) == {
+        "VipInSubnet": [
+            "fd00::12 is a temporary address of eth0, which the kernel replaces within days; set nodes[].address to an "
+            "address that the node keeps"
+        ]
+    }
+
+
 def test_a_vip_that_somebody_has(good: FakeCluster) -> None:
     leader = good.servers["cp-1"]
     leader.answer("bash", "-c", preflight._KNOCK, "knock", VIP, with_=neighbour(VIP))
