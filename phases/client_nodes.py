@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 from kubeadm_registry import containerd, paths
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.links import blocked
 from kubeadm_registry.components.services import existing
 from kubeadm_registry.engine.changes import Absent, Steps
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.phases import reset
-from kubeadm_registry.phases.containerd import CONTAINERD, USABLE, point
+from kubeadm_registry.phases.containerd import CONTAINERD, USABLE, notices, point
 from kubeadm_registry.transport.host import Host
 
 
@@ -24,6 +25,18 @@ def elsewhere(cluster: Cluster, host: Host) -> Iterator[str]:
         yield (
             "it is a server of another registry: remove it from the list, or first run `reset` for it with the "
             "cluster file of that registry"
+        )
+
+
+def unreachable(cluster: Cluster, host: Host) -> Iterator[str]:
+    """Those of a registry node; and that the node gets no connection to the registry, by no address of it."""
+    yield from notices(cluster, host)
+    places = [(vip, str(paths.REGISTRY_PORT)) for vip in cluster.spec.vip.addresses]
+    if len(blocked(host, places)) == len(places):
+        yield (
+            f"cannot connect to {' or '.join(vip for vip, _ in places)} on TCP port {paths.REGISTRY_PORT}, the only "
+            "place from which containerd now pulls these images; check the routes, and open the port in the firewalls "
+            "on the way"
         )
 
 
@@ -49,7 +62,7 @@ POINT = Phase(
     CONTAINERD.summary,
     point,
     checks=(Check("OtherRegistry", elsewhere), USABLE),
-    notices=CONTAINERD.notices,
+    notices=unreachable,
 )
 LEAVE = Phase(
     "mirrors",

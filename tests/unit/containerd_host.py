@@ -37,6 +37,13 @@ STUBS = {
     "containerd": f'exec {shlex.quote(sys.executable)} -SE {shlex.quote(containerd_dump.__file__)} "$@"',
     "ctr": 'cat "$STUB/plugins"',
     "journalctl": "echo it failed",
+    # Before what tries connections to the pairs of address and port behind it (``links.BLOCKED``).
+    "timeout": """
+        shift 5
+        while [ $# -gt 1 ]; do
+          grep -q -x -F "$1" "$STUB/blocked" 2>/dev/null || echo "$1 $2"
+          shift 2
+        done""",
     "chown": ":",
     "sync": ":",
 }

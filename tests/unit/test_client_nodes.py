@@ -125,6 +125,17 @@ def site(tmp_path: Path, three: FakeCluster, monkeypatch: pytest.MonkeyPatch) ->
     return site
 
 
+def test_a_node_that_does_not_reach_the_registry_is_named(site: Site) -> None:
+    """Its containerd pulls from there alone from now on: it may be behind a router that nobody thought of."""
+    site.add(2)
+    (site.clients["w-2"].stub / "blocked").write_text("10.0.0.10\n")
+    for _ in range(2):
+        code, lines = site.run("apply")
+        assert code == 0
+        [said] = [line for line in lines if "cannot connect to 10.0.0.10 on TCP port 5000" in line.get("message", "")]
+        assert said["host"] == "w-2"
+
+
 def test_this_very_machine_needs_no_ssh_but_who_is_behind_a_port_of_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(session, "Local", lambda name: f"here: {name}")
