@@ -51,6 +51,8 @@ def by_kubeconfig(path: Path, *, patience: float = PATIENCE, agent: str = "kubea
         loader: Any = KubeConfigLoader
         loaded = loader(config_dict=document, config_base_path=str(path.absolute().parent), temp_file_path=keys)
         loaded.load_and_set(configuration)
+        if "proxy-url" in (loaded._cluster or {}):
+            configuration.no_proxy = ""  # NO_PROXY is for the proxies that the environment names
         # The loader goes on without credentials, as a stranger, when a plugin fails.
         user = loaded._user or {}
         if "exec" in user and not (getattr(loaded, "token", "") or getattr(loaded, "cert_file", "")):

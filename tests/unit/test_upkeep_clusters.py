@@ -559,7 +559,12 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert str(caught.value) == f"cannot read the kubeconfig {tmp_path / 'file'}: no such file or directory"
 
 
-def test_the_current_context_and_its_proxy_are_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_out", ["", "10.0.0.0/8"])
+def test_the_current_context_and_its_proxy_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, left_out: str
+) -> None:
+    """Whatever NO_PROXY says, as with kubectl: that is for the proxies that the environment names."""
+    monkeypatch.setenv("NO_PROXY", left_out)
     proxied = {"name": "d", "cluster": {"server": "https://10.0.0.2:6443/k8s/", "proxy-url": "http://proxy:3128"}}
     other = {"name": "y", "context": {"cluster": "d", "user": "u"}}
     document = {"clusters": [CLUSTER, proxied], "contexts": [CONTEXT, other]}
