@@ -304,14 +304,17 @@ class Api:
         params: Mapping[str, str] | None = None,
         most: int = MAX_DOCUMENT,
         repository: str = "",
+        silence: float = 0,
     ) -> Answer:
         """Send a request to *target*, a path or a Location that the registry gave; *params* go to its query.
 
-        *repository* is what it is about, for a Location need not say so. Raises RegistryError when there is no
-        answer, or one of more than *most* bytes.
+        *repository* is what it is about, for a Location need not say so. The answer may take *silence* seconds, where
+        that is longer than usual. Raises RegistryError when there is no answer, or one of more than *most* bytes.
         """
         request = self._request(method, target, content=content, headers=headers or {}, params=params)
         request.extensions[REPOSITORY] = repository
+        usual = request.extensions["timeout"]
+        request.extensions["timeout"] = {**usual, "read": max(usual["read"], silence)}
         with self._answering(request) as answer:
             return whole(answer, most, f"{method} {request.url} at {self.name}")
 
@@ -419,7 +422,7 @@ class Registry(Api):
         super().__init__(
             address,
             url(host, number),
-            httpx.Client(transport=line, auth=auth, trust_env=False),
+            httpx.Client(transport=line, auth=auth, trust_env=False, timeout=timeout),
             headers={**headers, "Host": url(address, port).removeprefix("https://")},
         )
 

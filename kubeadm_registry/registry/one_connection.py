@@ -41,8 +41,8 @@ def _trusting(ca: str) -> ssl.SSLContext:
 class OneConnection(httpx.BaseTransport):
     """A connection to *host*:*port*, which must have a certificate for *name* by the authority *ca* (PEM).
 
-    It opens with the first request, and again when it has ended. *timeout* is seconds of silence. Not shared between
-    threads.
+    It opens with the first request, and again when it has ended. *timeout* is seconds of silence; a request may allow
+    the answer more. Not shared between threads.
     """
 
     def __init__(self, host: str, port: int, *, name: str, ca: str, timeout: float) -> None:
@@ -61,12 +61,15 @@ class OneConnection(httpx.BaseTransport):
         if line.sock is not None and _has_ended(line.sock):
             line.close()
         try:
+            if line.sock is not None:
+                line.sock.settimeout(line.timeout)
             try:
                 self._send(request)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 if line.sock is None:  # it was not even opened
                     raise
                 # A server may answer, and end the connection, before it has read all.
+            line.sock.settimeout(request.extensions["timeout"]["read"])
             answer = line.getresponse()
         except (OSError, http.client.HTTPException) as error:
             line.close()

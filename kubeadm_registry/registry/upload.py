@@ -26,6 +26,9 @@ PIECE: Final = 8 * 2**20
 #: Bytes of a blob that goes with the request that ends its upload: a round trip less. What such a request brings is
 #: forgotten when it is cut off, by every registry.
 SMALL: Final = 2**20
+#: Bytes a second at which a registry reads what has arrived, and copies it, before it answers the request that ends an
+#: upload: a large blob takes minutes.
+_COPIED: Final = 16 * 2**20
 #: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
 _LOST: Final = (404, 410)
 #: Statuses of a proxy that reaches no registry.
@@ -152,7 +155,7 @@ class Upload:
         size = end - self._taken
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         if not size:
-            return self._ask(method, params=params, content=b"", headers=headers)
+            return self._ask(method, params=params, content=b"", headers=headers, silence=self._size / _COPIED)
         headers["Content-Range"] = f"{self._taken}-{end - 1}"
         self.sent += size
         with source(self._taken) as content:

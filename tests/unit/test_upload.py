@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from kubeadm_registry import pki
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.registry import Login, Registry, Upload
+from kubeadm_registry.registry.upload import push_blob
 from tests.unit.fake_cluster import authority
 from tests.unit.fake_registry import FakeRegistry, Handler, serving
 
@@ -229,6 +231,28 @@ def test_an_answer_to_the_last_request_that_was_lost(fake: FakeRegistry, registr
     fake.refuse = {("PUT", "/uploads/"): [404]}
     upload(registry).run(content)
     assert methods(fake)[-2:] == ["PUT", "HEAD"]
+
+
+def test_a_large_blob_may_take_its_time_at_the_end(pair: pki.Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry reads and copies all of it before it answers the request that ends its upload."""
+
+    class Copying(Handler):
+        def _handle(self) -> None:
+            if self.command == "PUT":
+                time.sleep(1.5)
+            super()._handle()
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _handle
+
+    monkeypatch.setattr("kubeadm_registry.registry.upload._COPIED", len(CONTENT) / 10, raising=False)
+    ca, login = authority().certificate, Login("push", "secret")
+    with serving(FakeRegistry(), pair, Copying) as fake:
+        way = ("127.0.0.1", fake.port)
+        with Registry("10.0.0.10", 5000, ca=ca, login=login, via=way, timeout=1) as one:
+            upload(one).run(content)
+            assert methods(fake).count("PUT") == 1
+            with pytest.raises(RegistryError, match="timed out"):
+                push_blob(one, "a", "sha256:0", b"x")
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT"])
