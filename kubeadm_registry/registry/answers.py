@@ -83,3 +83,16 @@ def paced(chunks: Iterator[bytes], what: str, clock: Callable[[], float] = time.
                 raise RegistryError(f"{what}: only {came} bytes received in {waited:.0f} seconds", temporary=True)
             waited, came = 0.0, 0
         yield chunk
+
+
+def cut(chunks: Iterator[bytes], skip: int, size: int | None = None) -> Iterator[bytes]:
+    """*chunks* without the first *skip* bytes; *size* bytes of them, or all."""
+    for chunk in chunks:
+        part = chunk[skip:] if size is None else chunk[skip : skip + size]
+        skip = max(0, skip - len(chunk))
+        if part:
+            yield part
+        if size is not None:
+            size -= len(part)
+            if not size:
+                return

@@ -23,7 +23,7 @@ from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted, reason
-from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, paced, whole
+from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, cut, paced, whole
 from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
 
@@ -38,6 +38,10 @@ _TEMPORARY_FOR_WRITES = (*_TEMPORARY, 404)
 #: Name resolution that failed for good: no such name, or no address of it.
 _NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL)
 _PAGE = 1000
+#: Repositories a page. zot begins at the first one for each page; Distribution refuses so many (400).
+_CATALOGUE = 10_000
+#: Seconds that it may take for a page: 2 to 8 ms a repository.
+_CATALOGUED = 600.0
 #: What registries answer that know nothing of referrers.
 _NO_REFERRERS = (400, 404, 405, 406)
 #: The way to the next page in a Link, which may have other parameters.
@@ -136,7 +140,7 @@ class Api:
         what = f"read a piece of {repository}@{digest}"
         with self._answering(request) as answer:
             if answer.status_code == httpx.codes.OK:  # a registry need not know ranges
-                return b"".join(_cut(paced(answer.iter_bytes(), what), offset, size))
+                return b"".join(cut(paced(answer.iter_bytes(), what), offset, size))
             found = whole(answer, size, what)
         return found.content if self._found(found, 206, what) else None
 
@@ -152,7 +156,7 @@ class Api:
                 skip = 0
             else:
                 self.expect(beginning(answer, what), 206 if offset else 200, what)
-            yield from _cut(paced(answer.iter_bytes(), what), skip)
+            yield from cut(paced(answer.iter_bytes(), what), skip)
 
     def begin_upload(self, repository: str, *, mount: str = "", source: str = "") -> str:
         """The Location of a new upload; empty if the blob *mount* of the repository *source* was mounted instead.
@@ -209,13 +213,19 @@ class Api:
 
     def repositories(self) -> list[str]:
         """All repositories, by the catalogue, which is no part of the specification. Raises RegistryError."""
-        return list(self._pages("/v2/_catalog", "repositories"))
+        try:
+            return list(self._pages("/v2/_catalog", "repositories", _CATALOGUE, silence=_CATALOGUED))
+        except RegistryError as error:
+            if error.status != httpx.codes.BAD_REQUEST:
+                raise
+        return list(self._pages("/v2/_catalog", "repositories", silence=_CATALOGUED))
 
-    def _pages(self, path: str, key: str) -> Iterator[str]:
+    def _pages(self, path: str, key: str, size: int = _PAGE, *, silence: float = 0) -> Iterator[str]:
         """The entries of a list, page by page; none of a list that is not there. Raises RegistryError, a temporary one
         if it is gone after some pages: it may only be out of reach, and what came is no whole list."""
-        target, what = f"{path}?n={_PAGE}", f"list {path}"
-        for number, answer in enumerate(self._answers(target, self.send("GET", target))):
+        target, what = f"{path}?n={size}", f"list {path}"
+        answers = self._answers(target, self.send("GET", target, silence=silence), silence)
+        for number, answer in enumerate(answers):
             if not self._found(answer, 200, what):
                 if number:
                     text = f"{what} at {self.name}: the list ended after {counted(number, 'page')}"
@@ -223,7 +233,7 @@ class Api:
                 return
             yield from _listed(answer.content, key, str, path)
 
-    def _answers(self, target: str, answer: Answer) -> Iterator[Answer]:
+    def _answers(self, target: str, answer: Answer, silence: float = 0) -> Iterator[Answer]:
         """The *answer* of *target*, and those of the pages that follow it, each once: Link as in RFC 8288.
 
         Source: distribution-spec, "Listing Tags" and "Listing Referrers".
@@ -235,7 +245,7 @@ class Api:
             if target in seen:
                 return
             seen.add(target)
-            answer = self.send("GET", target)
+            answer = self.send("GET", target, silence=silence)
             yield answer
 
     def referrers(self, repository: str, digest: str) -> list[dict[str, Any]]:
@@ -474,19 +484,6 @@ def _listed(content: bytes, key: str, kind: type[Entry], what: str) -> list[Entr
     if not (isinstance(found, list) and all(isinstance(one, kind) for one in found)):
         raise RegistryError(f"{what}: the response has no list of {key}")
     return found
-
-
-def _cut(chunks: Iterator[bytes], skip: int, size: int | None = None) -> Iterator[bytes]:
-    """*chunks* without the first *skip* bytes; *size* bytes of them, or all."""
-    for chunk in chunks:
-        part = chunk[skip:] if size is None else chunk[skip : skip + size]
-        skip = max(0, skip - len(chunk))
-        if part:
-            yield part
-        if size is not None:
-            size -= len(part)
-            if not size:
-                return
 
 
 def _remedy(error: Exception) -> str:

@@ -28,9 +28,10 @@ READ = "/v2/a/manifests/v1"
 
 @pytest.fixture(scope="module")
 def zot() -> Iterator[Node]:
-    """The one writer's server: its gate is open."""
+    """The one writer's server: its gate is open, and its agent knows that the others are not there."""
     with nodes(ZOT, "cp-1") as [node]:
         node.open_gate(EPOCH)
+        node.tell("set server reads/cp-2 state maint", "set server reads/cp-3 state maint")
         yield node
 
 
@@ -428,6 +429,19 @@ def test_a_server_asks_another_one_by_the_address_that_it_is_known_by(pair: list
     assert node.ask("GET", READ).status == 200
     assert came(other) == [f"GET {READ}"]
     assert came(node) == []
+
+
+def test_repositories_are_listed_where_nothing_is_written(pair: list[Node]) -> None:
+    """zot looks at each of them; meanwhile a push waits, and each read after it."""
+    writer, other = pair
+    writer.open_gate(EPOCH)
+    for one, peer in ((writer, "cp-2"), (other, "cp-1")):
+        one.tell("set server reads/cp-3 state maint", f"set server reads/{peer} state ready")
+        for _ in range(8):
+            assert one.ask("GET", "/v2/_catalog?n=1000").status == 200
+    assert writer.ask("GET", READ).status == 200
+    assert len(came(other)) >= 15  # of 16, by weight
+    assert came(writer)[-1] == f"GET {READ}"
 
 
 def test_who_says_nothing_is_not_waited_for(zot: Node) -> None:

@@ -279,6 +279,31 @@ def test_a_source_that_ends_early_is_an_error_and_no_endless_trial(fake: FakeReg
 # ---- the rest of the client -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("limited", [False, True])
+def test_repositories_are_asked_for_in_few_pages(fake: FakeRegistry, registry: Registry, limited: bool) -> None:
+    """zot begins at the first one for each page; Distribution takes no number over 1000."""
+    fake.manifests, fake.page = {f"v{number}": b"{}" for number in range(5)}, 1000
+    fake.refuse = {("GET", "/_catalog"): [400]} if limited else {}
+    assert registry.repositories() == ["v0", "v1", "v2", "v3", "v4"]
+    assert [request.path.partition("?")[2] for request in fake.requests] == ["n=10000", "n=1000"][: 1 + limited]
+
+
+def test_the_list_of_repositories_may_take_its_time(pair: pki.Pair) -> None:
+    class Looking(Handler):
+        def _handle(self) -> None:
+            if "_catalog" in self.path:
+                time.sleep(1.5)
+            super()._handle()
+
+        do_GET = _handle
+
+    with (
+        serving(FakeRegistry(manifests={"a": b"{}"}), pair, Looking) as fake,
+        Registry("10.0.0.10", 5000, ca=authority().certificate, via=("127.0.0.1", fake.port), timeout=1) as one,
+    ):
+        assert one.repositories() == ["a"]
+
+
 def test_lists_go_over_all_pages(fake: FakeRegistry, registry: Registry) -> None:
     fake.manifests = {f"v{number}": b"{}" for number in range(5)}
     assert registry.tags("a") == ["v0", "v1", "v2", "v3", "v4"]
