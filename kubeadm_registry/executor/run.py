@@ -58,7 +58,7 @@ class Executor:
         Raises Error (OrderRefused) if nothing may be done, and whatever breaks the run off; the history has both.
         """
         began = int(self.clock())
-        report = _Report(order.digest, order, self.node, began, self.tell)
+        report = _Report(order.digest, order, self.node, began, self.tell, left=order.left)
         try:
             self._run(order, began, report)
         except Error as error:
@@ -315,7 +315,7 @@ class _Report:
     counts: dict[str, int] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     left: int = 0
-    """How many images are for the next run, because the order was too old for them."""
+    """How many images are for the next run: the order had no room for them, or was too old."""
 
     def stays(self, image: Trashed, why: str) -> bool:
         """Whether *image* stays as it is, because of *why*; it does not if that is empty."""

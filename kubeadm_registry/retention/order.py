@@ -26,6 +26,9 @@ from kubeadm_registry.retention.trash import Trash, Trashed, trash_tag
 FORMAT = Format("the retention order")
 #: Seconds after which an order is too old to be carried out: what is in use may have changed.
 LASTS = 600
+#: Images that go to the trash by one order, and as many for good: more than it lasts for with zot, and the helper on a
+#: node takes no order of any length.
+MOST = 10_000
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _PART_OF_DELETED = "PartOfDeleted"
 
@@ -72,6 +75,8 @@ class Order:
     sweep: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     approval: str = ""
     caller: Caller | None = None
+    left: int = 0
+    """How many images are for the next order, because this one has MOST."""
 
     def __bool__(self) -> bool:
         """Whether there is anything to do."""
@@ -108,6 +113,8 @@ class Order:
             values["approval"] = self.approval
         if self.caller is not None:
             values["caller"] = {"lease": self.caller.lease, "epoch": self.caller.epoch}
+        if self.left:
+            values["left"] = self.left
         return FORMAT.render(values)
 
     @classmethod
@@ -134,6 +141,7 @@ class Order:
                 {text(name): texts(tags) for name, tags in values["sweep"].items()},
                 text(values.get("approval", "")),
                 _caller(values.get("caller")),
+                number(values.get("left", 0)),
             )
         except Damaged:
             raise
@@ -191,9 +199,11 @@ def order(
         elif one.digest in inventory.repositories[one.repository].manifests:
             restore.append(Restore(one, "part of an image that stays"))
         # Else a broken run has deleted it, and it cannot come back; its parts wait for as long as it is asked for.
+    going_now, going_for_good = (*delete, *again), _needing_first(purge, inventory)
     return Order(
         now, plan.policy, plan.digest, approved, seconds(spec.grace), window, spec.maximum_share, tuple(spec.sets),
-        (*delete, *again), tuple(restore), _needing_first(purge, inventory), tuple(forget), buried,
+        going_now[:MOST], tuple(restore), going_for_good[:MOST], tuple(forget), buried,
+        left=len(going_now[MOST:]) + len(going_for_good[MOST:]),
     )  # fmt: skip
 
 

@@ -453,11 +453,14 @@ KINDS = (
                    "purge", "forget", "sweep"),
         code="Damaged", keeps=False, asks=False,
     ),
-    Kind(
-        order.FORMAT, "retention-order-of-an-operator.json", lambda content: order.Order.parse(content).to_json(),
-        needed=top("made", "policy", "plan", "approved", "grace", "window", "share", "sets", "delete", "restore",
-                   "purge", "forget", "sweep") | below(("caller",), "lease", "epoch"),
-        objects=((), ("caller",)), code="Damaged", disposable=True, keeps=False, asks=False,
+    *(
+        Kind(
+            order.FORMAT, sample, lambda content: order.Order.parse(content).to_json(),
+            needed=top("made", "policy", "plan", "approved", "grace", "window", "share", "sets", "delete", "restore",
+                       "purge", "forget", "sweep") | below(("caller",), "lease", "epoch"),
+            objects=((), ("caller",)), code="Damaged", disposable=True, keeps=False, asks=False,
+        )
+        for sample in ("retention-order-of-an-operator.json", "retention-order-left.json")
     ),
     Kind(
         plan.FORMAT, "retention-plan.json",

@@ -694,6 +694,12 @@ def is_approved(site: Site) -> bool:
         return "sha256:1" in store.read_standing(at, KEY).approved
 
 
+def test_the_approval_stands_for_what_an_order_had_no_room_for(site: Site, order: Order) -> None:
+    run = site.carry_out(replace(order, left=5))
+    assert (run.left, waiting(site, order), run.error) == (5, 0, "")
+    assert is_approved(site)
+
+
 def test_an_order_deletes_for_ten_minutes_and_the_next_one_does_the_rest(site: Site, order: Order) -> None:
     after_the_first(site, lambda: setattr(site, "time", site.time + 601))
     run = site.carry_out(order)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import pytest
+
+from kubeadm_registry.access import questions
 from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.retention import RegistryPolicy, Use, Workloads, plan, protect
-from kubeadm_registry.retention.order import Order, order, undo
+from kubeadm_registry.retention.order import MOST, Order, order, undo
 from kubeadm_registry.retention.record import Plan
 from kubeadm_registry.retention.trash import Trash, Trashed, trash_tag
 from tests.unit.retention_registry import DAY, NOW, SETS, Registry, digest, keep
@@ -71,6 +74,30 @@ def test_an_image_goes_to_the_trash_with_all_its_tags_and_parts() -> None:
     assert set(one.tags.values()) == {NOW - 30 * DAY}
     assert set(one.parts) == {child, signature, below}
     assert one.parts.index(signature) < one.parts.index(below), "wholes come before their parts"
+
+
+def test_an_order_has_no_more_images_than_a_helper_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kubeadm_registry.retention.order.MOST", 2)
+    registry = Registry()
+    for number in range(6):
+        registry.image("team/app", f"v{number}", days=30 - number)
+    over = [
+        in_trash(registry, "team/app", f"old{number}", days=8)
+        for number in range(3)
+        if registry.image("team/app", f"old{number}", name=f"old{number}", days=40)
+    ]
+    found = made(registry, waiting(*over))
+    assert (len(found.delete), len(found.purge), found.left) == (2, 2, 4)
+    assert Order.parse(found.to_json()) == found
+
+
+def test_a_question_with_the_largest_order_is_not_too_long() -> None:
+    one = Trashed(
+        "r" * 255, digest("one"), dict.fromkeys(("t" * 128, "latest"), 1_800_000_000), (digest("a"), digest("b")), NOW,
+        digest("plan"), "r" * 63, "w" * 80, 2**40, complete=True,
+    )  # fmt: skip
+    largest = Order(NOW, delete=(one,) * MOST, purge=(one,) * MOST)
+    assert len(questions.question("start", order=largest.to_json().decode())) < questions.MOST
 
 
 def test_what_a_broken_run_has_deleted_and_something_names_does_not_come_back_at_each_run() -> None:
