@@ -161,7 +161,7 @@ def write(path: Path, contents: Contents, lock: PublicKeys | Passphrase | None, 
     """Write *contents* to *path*, readable by its owner only, whole or not at all; a link is followed.
 
     *lock* None: unencrypted. *sign* is the file of an SSH key. Raises ConfigError (OutputInvalid, KeyUnusable),
-    NewerFormat, OSError.
+    BackupError (BackupTooLarge), NewerFormat, OSError.
     """
     target = writable(path, sign)
     ca = contents.ca
@@ -184,8 +184,14 @@ def write(path: Path, contents: Contents, lock: PublicKeys | Passphrase | None, 
     members = {INDEX: said, CA_SIGNATURE: pki.sign(ca, said)}
     if sign is not None:
         members[SSH_SIGNATURE] = signing.sign(said, sign, namespace=NAMESPACE)
+    whole = pack({**members, index.content: held})
+    if len(whole) > _LARGEST:
+        raise BackupError(
+            f"the backup has {len(whole) // 2**20} MiB, more than the {_LARGEST // 2**20} MiB that can be read again",
+            hint="make it with --no-images", code="BackupTooLarge",
+        )  # fmt: skip
     with temporary.file(target.parent, target.name) as file:
-        file.write(pack({**members, index.content: held}))
+        file.write(whole)
         temporary.put(file, target, mode=0o600)
     return index
 

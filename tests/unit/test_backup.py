@@ -177,6 +177,14 @@ def test_a_run_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     refused(lambda: made(tmp_path), "OutputInvalid")
 
 
+def test_one_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "b"
+    path.write_text("what was there")
+    monkeypatch.setattr(file, "_LARGEST", 2**14)
+    refused(lambda: made(path), "BackupTooLarge")
+    assert path.read_text() == "what was there"
+
+
 # ---- the keys on the command line -----------------------------------------------------------------------------------
 
 
