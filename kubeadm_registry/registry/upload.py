@@ -29,6 +29,8 @@ SMALL: Final = 2**20
 #: Bytes a second at which a registry reads what has arrived, and copies it, before it answers the request that ends an
 #: upload: a large blob takes minutes.
 _COPIED: Final = 16 * 2**20
+#: Bytes a second at which a piece gets through at least, beside the others. What was sent waits in buffers of the way.
+_SLOWEST: Final = 32 * 2**10
 #: Statuses of an upload that the registry knows no more: it expired, or another writer began it.
 _LOST: Final = (404, 410)
 #: Statuses of a proxy that reaches no registry.
@@ -160,7 +162,7 @@ class Upload:
         self.sent += size
         with source(self._taken) as content:
             body = _limited(content, size, self._limit, self._digest)
-            return self._ask(method, params=params, content=body, headers=headers)
+            return self._ask(method, params=params, content=body, headers=headers, silence=size / _SLOWEST)
 
     def _ask(self, method: str, **more: Any) -> Answer:
         return self._registry.send(method, self.location, repository=self._repository, **more)
