@@ -157,12 +157,12 @@ def test_nothing_of_the_secrets_can_be_seen_in_it(tmp_path: Path, keys: dict[str
     assert all(word.encode() in made(tmp_path / "b").read_bytes() for word in words[:5]), "else it proves nothing"
 
 
-@pytest.mark.parametrize("lock", [None, PASSPHRASE])
-def test_only_its_owner_may_read_it(tmp_path: Path, lock: Passphrase | None) -> None:
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_only_its_owner_may_read_it(tmp_path: Path, keys: dict[str, Path], encrypted: bool) -> None:
     path = tmp_path / "b"
     path.write_text("what was there")
     path.chmod(0o644)
-    made(path, lock)
+    made(path, to(keys["age"]) if encrypted else None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
     with tarfile.open(path) as archive:
