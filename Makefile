@@ -60,7 +60,7 @@ test: lint unit test-monitoring lab
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.operator -p tests.monitoring -p tests.bench -p tests.simulation
+	.venv/bin/mypy --cache-dir=$(CACHE)/mypy -p kubeadm_registry -p tests.lab -p tests.kubernetes -p tests.operator -p tests.monitoring -p tests.bench -p tests.simulation
 	.venv/bin/lint-imports
 
 # Needs apt and pip to reach their mirrors. Debian's keys are not part of Ubuntu.
