@@ -29,15 +29,16 @@ def test_the_worst_status_counts_and_an_option_that_selects_nothing_is_no_failur
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With files of their own. What is in no lane runs in the first one, once the other has ended."""
-    ended = tmp_path / "ended"
+    begun, ended = tmp_path / "begun", tmp_path / "ended"
+    waits = f"wait_until('the first lane', Path({str(begun)!r}).exists, seconds=60)"
     for name, body in {
-        "good": f"assert not Path({str(ended)!r}).exists()",
-        "bad": f"time.sleep(2); Path({str(ended)!r}).touch(); assert False",
+        "good": f"assert not Path({str(ended)!r}).exists(); Path({str(begun)!r}).touch()",
+        "bad": f"{waits}; Path({str(ended)!r}).touch(); assert False",
         "quiet": f"assert Path({str(ended)!r}).exists()",
         "last": "assert True",
     }.items():
-        text = f"import time\nfrom pathlib import Path\n\n\ndef test_{name}():\n    {body}\n"
-        (tmp_path / f"test_{name}.py").write_text(text)
+        head = "from pathlib import Path\nfrom tests.lab.command import wait_until\n\n\n"
+        (tmp_path / f"test_{name}.py").write_text(f"{head}def test_{name}():\n    {body}\n")
     monkeypatch.setattr(lanes, "HERE", tmp_path)
     monkeypatch.setattr(lanes, "LANES", {"one": ("good",), "two": ("bad",)})
     monkeypatch.setattr(lanes, "WAITING", ("last",))
