@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from kubeadm_registry import paths
 from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components.links import blocked, too_large
+from kubeadm_registry.components.network import exposed
 from kubeadm_registry.components.services import services
 from kubeadm_registry.engine.phase import Check
 from kubeadm_registry.transport.host import Host
@@ -15,9 +16,7 @@ from kubeadm_registry.transport.host import Host
 
 def reachable(cluster: Cluster, host: Host) -> Iterator[str]:
     """The nodes can connect to each other on the ports of the services."""
-    ports = sorted(
-        port.number for one in services(cluster.spec) for port in one.ports if port.protocol == "tcp" and not port.local
-    )
+    ports = exposed(services(cluster.spec))
     peers = [cluster.node(other) for other in cluster.hosts if other.name != host.name]
     # The nodes use each other's first address; clients use both.
     used = {node.address: ports for node in peers} | {

@@ -109,6 +109,12 @@ def guarded(services: Sequence[Service]) -> Iterator[tuple[int, list[str]]]:
         yield port, [other.user for other in services if port in other.calls]
 
 
+def exposed(services: Sequence[Service], protocol: str = "tcp") -> list[int]:
+    """The ports of the *services* on the nodes' addresses, by number."""
+    ports = (port for service in services for port in service.ports)
+    return sorted(port.number for port in ports if port.protocol == protocol and not port.local)
+
+
 def fence(frontend: Frontend) -> dict[str, object]:
     """What the rules of the kernel's timer need; no ``frontend`` if it may write anywhere at any time."""
     timings = Timings()

@@ -329,10 +329,10 @@ def test_of_two_that_count_each_other_silent_the_one_with_the_rule_is_deaf(ruled
     ("rule", "fix"),
     [
         (FirewallRule("inet firewalld", "filter_INPUT", "reject with icmpx admin-prohibited # handle 180"),
-         "cp-2# firewall-cmd --permanent --add-port=5000/tcp --add-port=5443/tcp --add-port=5445/tcp "
-         "--add-port=3901/tcp --add-port=5444/udp --add-protocol=112 && firewall-cmd --reload"),
+         "cp-2# firewall-cmd --permanent --add-port=3901/tcp --add-port=5000/tcp --add-port=5443/tcp "
+         "--add-port=5445/tcp --add-port=5444/udp --add-protocol=112 && firewall-cmd --reload"),
         (FirewallRule("ip filter", "ufw-skip-to-policy-input", "counter packets 0 bytes 0 drop # handle 60"),
-         "cp-2# ufw allow 5000,5443,5445,3901/tcp && ufw allow 5444/udp  # and VRRP"),
+         "cp-2# ufw allow 3901,5000,5443,5445/tcp && ufw allow 5444/udp  # and VRRP"),
         (FirewallRule("inet filter", "input", "type filter hook input priority filter; policy drop;"),
          "cp-2# nft list ruleset  # let in what docs/requirements.md, Ports"),
     ],

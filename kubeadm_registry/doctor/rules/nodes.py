@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from kubeadm_registry import paths
+from kubeadm_registry.components.network import exposed
 from kubeadm_registry.components.services import services
 from kubeadm_registry.doctor.facts import FirewallRule
 from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
@@ -108,8 +109,8 @@ def hearing(snapshot: Snapshot) -> Iterator[Finding]:
                 PEER_SILENT, one.name,
                 f"the agents of {one.name} and {other.name} do not hear each other" if more else heard,
                 limited([*evidence, *(f"{node}: {rule.text}" for node, rule in rules)]),
-                _unblock(rules)
-                or (Command(first[0].name, f"ping -c 3 {first[1].address}"), *(_open(here_) for here_, _ in deaf)),
+                _unblock(rules) or (Command(first[0].name, f"ping -c 3 {first[1].address}"),
+                                    *(_open(snapshot, here_) for here_, _ in deaf)),
                 explains=frozenset({PORT_BLOCKED.code}),
             )  # fmt: skip
 
@@ -125,16 +126,17 @@ def _unblock(rules: Sequence[tuple[str, FirewallRule]]) -> tuple[Command, ...]:
     )
 
 
-def _open(node: NodeSnapshot) -> Command:
+def _open(snapshot: Snapshot, node: NodeSnapshot) -> Command:
     """The command by which the firewall of *node* lets in the others, where no rule of it names what it keeps out."""
-    tcp = [paths.REGISTRY_PORT, paths.INTERNAL_PORT, paths.AGENT_PORT, paths.RPC_PORT]
+    found = services(snapshot.config.spec)
+    tcp, udp = exposed(found), exposed(found, "udp")
     rules = () if node.facts is None else node.facts.firewall
     if any(rule.table.endswith(" firewalld") for rule in rules):
-        allow = " ".join(f"--add-port={port}/tcp" for port in tcp)
-        allow = f"{allow} --add-port={paths.HEARTBEAT_PORT}/udp --add-protocol=112"
+        ports = [*(f"{port}/tcp" for port in tcp), *(f"{port}/udp" for port in udp)]
+        allow = " ".join([*(f"--add-port={port}" for port in ports), "--add-protocol=112"])
         return Command(node.name, f"firewall-cmd --permanent {allow} && firewall-cmd --reload")
     if any(rule.chain.startswith("ufw") for rule in rules):
-        allow = f"ufw allow {','.join(map(str, tcp))}/tcp && ufw allow {paths.HEARTBEAT_PORT}/udp"
+        allow = f"ufw allow {','.join(map(str, tcp))}/tcp && ufw allow {','.join(map(str, udp))}/udp"
         return Command(node.name, f"{allow}  # and VRRP: docs/requirements.md, Ports")
     line = "nft list ruleset  # let in what docs/requirements.md, Ports, lists, here and on the way"
     return Command(node.name, line)
@@ -169,7 +171,7 @@ def ports_open(snapshot: Snapshot) -> Iterator[Finding]:
             yield Finding(
                 PORT_BLOCKED, node.name, f"it cannot connect to {name} on TCP port{'s' * (len(ports) > 1)} {listen}",
                 limited([problem.text.partition(";")[0], *shown]),
-                _unblock(rules) or [_open(one) for one in others if one.name == name],
+                _unblock(rules) or [_open(snapshot, one) for one in others if one.name == name],
                 subject=f"{PORT_BLOCKED.code} {name}",
             )  # fmt: skip
 
