@@ -424,6 +424,8 @@ def test_a_pod_that_fills_the_disk_of_the_holders_containerd(kubernetes: Kuberne
     assert serving() == before
     assert not pulls.failed
     registry.wait_whole()
+    active = ("systemctl", "is-active", "--quiet", "kubeadm-registry-pulls.service")
+    wait_until("a recorder of pulls", lambda: not holder.sh(*active, check=False).returncode, seconds=60)
 
 
 # Once more
