@@ -1,4 +1,4 @@
-"""Pods as a cluster has them, written through its API: python -m tests.bench.pods PORT FIRST COUNT
+"""Pods and nodes as a cluster has them, written through its API: python -m tests.bench.pods PORT FIRST COUNT
 
 Two managers write them, controller and kubelet, so that half of each is managedFields, as in life: 11 kB of JSON a pod.
 """
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-NAMESPACES, NODES, IMAGES = 50, 100, 2_000
+NAMESPACES, NODES, IMAGES = 50, 5_000, 2_000
 #: Connections of a process.
 _WIDE = 12
 _NOW = "2026-01-01T00:00:00Z"
@@ -89,6 +89,29 @@ def status(number: int) -> dict[str, Any]:
     }}  # fmt: skip
 
 
+def node(number: int) -> dict[str, Any]:
+    """A node as its kubelet registers it, with the 50 images that it tells of (nodeStatusMaxImages)."""
+    told = [image(number + at * 3) for at in range(50)]
+    return {
+        "metadata": {
+            "name": f"node-{number}",
+            "labels": {"kubernetes.io/hostname": f"node-{number}", "kubernetes.io/os": "linux"},
+        },
+        "spec": {"podCIDR": f"10.{number // 256}.{number % 256}.0/24"},
+        "status": {
+            "addresses": [{"type": "Hostname", "address": f"node-{number}"}],
+            "capacity": {"cpu": "64", "memory": "263856Mi", "pods": "110"},
+            "conditions": [
+                {"type": each, "status": "False", "reason": f"KubeletHasNo{each}", "message": f"no {each}",
+                 "lastHeartbeatTime": _NOW, "lastTransitionTime": _NOW}
+                for each in ("MemoryPressure", "DiskPressure", "PIDPressure")
+            ],
+            "images": [{"names": [name, f"{name.rpartition(':')[0]}@sha256:{at:064x}"], "sizeBytes": 50_000_000 + at}
+                       for at, name in enumerate(told)],
+        },
+    }  # fmt: skip
+
+
 class Writer:
     """A connection to the API server of a test on loopback."""
 
@@ -106,9 +129,11 @@ class Writer:
 
 
 def write(port: int, numbers: range) -> None:
-    """The pods of these numbers, by one connection."""
+    """The pods of these numbers, and the nodes as far as there are so many, by one connection."""
     writer = Writer(port)
     for number in numbers:
+        if number < NODES:
+            writer.send("POST", "/api/v1/nodes", "kubelet", node(number))
         path = f"/api/v1/namespaces/ns-{number % NAMESPACES}/pods"
         made = pod(number)
         writer.send("POST", path, "kube-controller-manager", made)
@@ -117,7 +142,7 @@ def write(port: int, numbers: range) -> None:
 
 
 def main() -> None:
-    """Write the namespaces and so many pods."""
+    """Write the namespaces, so many pods, and a node with each as long as there are nodes."""
     port, begin, count = map(int, sys.argv[1:])
     writer = Writer(port)
     for number in range(NAMESPACES):
