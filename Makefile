@@ -15,7 +15,7 @@ CACHE := $(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kubeadm-regist
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
 DAY_TWO := members large recover killed disk vip vip_move upgrade rollout rotation certificates backup status pulls pull_in_flight \
-           doctor images retention retention_full space helper operator_space operator_replace reset
+           doctor images retention retention_full space helper operator_space operator_replace reset conformance
 KILLED := members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
@@ -113,7 +113,7 @@ test-operator-long: setup
 	  .venv/bin/pytest -s -m long tests/operator
 
 # Day two on real hosts, two hours: nodes come, go and are replaced, upgrades, certificates, backups, what doctor
-# finds, the deletion of images and the space that it frees.
+# finds, the deletion of images and the space that it frees, and the conformance tests of the specification.
 day-two: programs
 	$(SUDO) env "PATH=$$PATH" .venv/bin/pytest -s $(addprefix tests/lab/test_,$(addsuffix .py,$(DAY_TWO)))
 

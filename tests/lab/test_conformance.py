@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from kubeadm_registry import paths
 from tests.lab.command import wait_until
 from tests.lab.host import Host
@@ -76,6 +78,7 @@ def alone(host: Host, frontend: str) -> Iterator[str]:
         host.sh("rm", "-rf", DATA, config)
 
 
+@pytest.mark.long  # a minute or two of requests; what they find seldom changes
 def test_what_the_program_passes_alone_it_passes_behind_the_virtual_ip(registry: Registry, tmp_path: Path) -> None:
     suite = str(program("conformance"))
     login = registry.login()

@@ -16,6 +16,8 @@ from kubeadm_registry.oci import descriptors as oci
 from tests.unit.bundle_files import image
 from tests.unit.test_bundle_signing import keygen
 
+pytestmark = pytest.mark.slow
+
 MB = 2**20
 #: Prints the most memory that the process had, in bytes.
 PROGRAM = """

@@ -29,6 +29,8 @@ from kubeadm_registry.transport.host import Transport
 from tests.unit.containerd_host import Rooted
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
 
+pytestmark = pytest.mark.slow
+
 CERTS = "/etc/containerd/certs.d"
 OURS = 'version = 2\n[plugins."io.containerd.grpc.v1.cri".registry]\n  config_path = "/etc/containerd/certs.d"\n'
 

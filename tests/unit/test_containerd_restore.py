@@ -24,6 +24,8 @@ from kubeadm_registry.formats import NewerFormat
 from tests.unit.containerd_host import Rooted, host
 from tests.unit.test_containerd_steps import CERTS, CONFIG, GOLDEN, SETTINGS, init, reset, without_ours
 
+pytestmark = pytest.mark.slow
+
 ORIGINAL = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "own/pause:1"\n'
 
 
@@ -168,7 +170,6 @@ def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted
     assert rooted.restarts == restarts + 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("first", [1, 2, 3])
 def test_a_run_that_dies_anywhere_is_made_up_and_taken_back(tmp_path: Path, first: int) -> None:
     """After each command that changes something, in init and then in reset; a third of them in each test."""

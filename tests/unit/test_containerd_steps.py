@@ -20,6 +20,8 @@ from kubeadm_registry.errors import CommandFailed, Error
 from kubeadm_registry.transport.host import Host
 from tests.unit.containerd_host import Rooted, host
 
+pytestmark = pytest.mark.slow
+
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"
 #: The others are merged and taken back as text, in test_containerd_config.py; here it is the way through a host.
 CASES = ["comments-1.7", "crlf-1.7", "debian-1.6", "empty-2.1", "no-final-newline-2.1", "version-1-1.7"]

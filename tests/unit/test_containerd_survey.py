@@ -11,6 +11,8 @@ from kubeadm_registry.containerd.settings import Refused, Version
 from tests.unit.containerd_host import Rooted, host
 from tests.unit.test_containerd_steps import CONFIG, init, reset, without_ours
 
+pytestmark = pytest.mark.slow
+
 CONF_D = "/etc/containerd/conf.d"
 
 
