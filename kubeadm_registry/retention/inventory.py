@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kubeadm_registry.images.names import OURS
+from kubeadm_registry.images.names import OURS, name_of
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.retention.reasons import Reason
 
@@ -94,15 +94,13 @@ class Inventory:
         found += [
             Reason("ManifestMissing", text, "read the registry again") for text in missing[:_MOST_REASONS]
         ]  # one of these is enough to refuse
-        strange = sorted(digest for digest, one in self.manifests.items() if one.media_type not in oci.TREES)
         found += [
             Reason(
                 "ManifestNotUnderstood",
-                f"{digest} is a {self.manifests[digest].media_type or 'manifest without a media type'}, and what it "
-                "needs is not known",
-                "delete it, or exclude its repository by having no rule for it and report this as a bug",
+                f"{place} has {f'the media type {kind}' if kind else 'no media type'}: what it needs is not known",
+                f"delete it with `kubeadm-registry images delete {place}`; a rule does not leave it out",
             )
-            for digest in strange[:_MOST_REASONS]
+            for place, kind in sorted(self._strange())[:_MOST_REASONS]
         ]
         return found
 
@@ -117,6 +115,12 @@ class Inventory:
             ),
             default=0,
         )
+
+    def _strange(self) -> Iterator[tuple[str, str]]:
+        for name, repository in self.repositories.items():
+            for digest in repository.manifests.keys() & self.manifests.keys():
+                if (kind := self.manifests[digest].media_type) not in oci.TREES:
+                    yield name_of(name, digest), kind
 
     def _missing(self) -> Iterator[str]:
         for name, repository in self.repositories.items():

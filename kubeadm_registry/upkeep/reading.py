@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from kubeadm_registry.errors import BundleError, RegistryError
+from kubeadm_registry.images.names import name_of
 from kubeadm_registry.images.pool import SMALL_FOR_LARGE, WORKERS, Connect, WorkerPool
 from kubeadm_registry.images.tombstone import TOMBSTONE_DIGEST
 from kubeadm_registry.oci import descriptors as oci
@@ -21,6 +22,7 @@ from kubeadm_registry.retention.holdings import Held, Holdings
 #: Seconds that one question may be asked again while the registry has no answer.
 PATIENCE = 30.0
 _AGAIN = "check that the registry is healthy (kubeadm-registry status), then try again"
+_DELETE = "delete it with `kubeadm-registry images delete`; a rule does not leave it out"
 
 Place = tuple[str, str]
 """A repository, and a tag or digest in it."""
@@ -50,7 +52,7 @@ class _Repository:
     manifests: set[str] = field(default_factory=set)
     asked: set[str] = field(default_factory=set)
     new: set[str] = field(default_factory=set)
-    flaw: str = ""
+    flaw: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class _Reader:
             self._manifests,
             self._blobs,
             frozenset(unread),
-            tuple(Reason("InventoryIncomplete", self._repositories[name].flaw, _AGAIN) for name in sorted(unread)),
+            tuple(flaw for _, one in sorted(self._repositories.items()) if (flaw := one.flaw) is not None),
         )
 
     def _new(self, wanted: Iterable[Place]) -> list[Place]:
@@ -156,7 +158,8 @@ class _Reader:
         for place, answer in self._pool.each(one, places):
             if isinstance(answer, RegistryError):
                 repository = self._repositories[place[0]]
-                repository.flaw = repository.flaw or answer.message
+                hint = _DELETE if answer.code == "ImageInvalid" else _AGAIN
+                repository.flaw = repository.flaw or Reason("InventoryIncomplete", answer.message, hint)
             else:
                 yield place, answer
 
@@ -168,7 +171,7 @@ def _manifest(registry: Api, place: Place) -> _Found | None:
     if answer is None:
         return None
     content, kind = answer
-    digest, what = oci.digest_of(content), f"{repository}@{reference}"
+    digest, what = oci.digest_of(content), name_of(repository, reference)
     try:
         document = json.loads(content)
         told = document.get("mediaType") or kind

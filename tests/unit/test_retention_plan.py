@@ -374,6 +374,12 @@ def test_a_manifest_of_an_unknown_type_gives_no_plan() -> None:
     registry.manifests[digest("team/app:b1")] = Manifest("application/vnd.docker.distribution.manifest.v1+json", 1)
     [reason] = refusals(registry)
     assert reason.code == "ManifestNotUnderstood"
+    name = f"team/app@{digest('team/app:b1')}"
+    assert reason.message.startswith(f"{name} has the media type application/vnd.docker.distribution.manifest.v1+json")
+    assert f"`kubeadm-registry images delete {name}`" in reason.hint
+    outcome = registry.outcome(keep("{newest: 1}", "['other/*']"))
+    assert isinstance(outcome, Refused)
+    assert outcome.reasons == (reason,), "whatever the rules say"
 
 
 def test_a_clock_that_went_back_gives_no_plan() -> None:

@@ -122,7 +122,8 @@ def test_a_manifest_that_cannot_be_read_makes_its_repository_unread(fake: Reposi
     assert found.repositories.keys() == {BASE}
     [problem] = found.problems
     assert problem.code == "InventoryIncomplete"
-    assert APP in problem.message
+    assert problem.message.startswith(f"{APP}:bad: ")
+    assert "images delete" in problem.hint, "the registry is healthy"
 
 
 @pytest.mark.parametrize("part", ["/tags/list", "/manifests/v1", "/manifests/sha256:"])
