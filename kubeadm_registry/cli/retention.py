@@ -31,7 +31,8 @@ from kubeadm_registry.printable import counted
 from kubeadm_registry.registry import Api, retry
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, Use, policy
 from kubeadm_registry.retention.history import History
-from kubeadm_registry.retention.ledger import Ledger, silent
+from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.plan import silent
 from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash

@@ -18,8 +18,7 @@ from kubeadm_registry.retention.fields import number, optional, text
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import EMPTY, Inventory, Manifest, Repository, Seen, Tag, is_own
 from kubeadm_registry.retention.links import Links
-from kubeadm_registry.retention.names import wanted
-from kubeadm_registry.retention.pulls import Pulls
+from kubeadm_registry.retention.pulls import Pulls, asked_for
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.trash import Trashed
 from kubeadm_registry.retention.uses import Use, Workloads
@@ -81,7 +80,8 @@ class Ledger:
     *written* is when the last look ended, in seconds since 1970. *pulls_since* is from when on pulls are recorded.
     *in_use* is with how many images in use the next look is compared; None: with those that are here. *asked* are the
     images that were asked for while they were in the trash, by repository and digest, each with the use that this is.
-    *missed* is what was there until lately, by repository and tag or digest.
+    *missed* is what was there until lately, by repository and tag or digest. *grace* is for how long (seconds) uses
+    that are gone are remembered, the longest time of any policy, and when a look was by that last.
     """
 
     written: int = 0
@@ -91,6 +91,7 @@ class Ledger:
     in_use: int | None = None
     asked: Mapping[tuple[str, str], Use] = field(default_factory=dict)
     missed: Mapping[tuple[str, str], Missed] = field(default_factory=dict)
+    grace: tuple[int, int] = (0, 0)
     found: Found | None = field(default=None, compare=False)
 
     def after(self, holdings: Holdings, now: int, trash: Mapping[str, frozenset[str]] = MappingProxyType({})) -> Self:
@@ -166,9 +167,16 @@ class Ledger:
             if (name, digest) in waits or (use.last_seen or 0) >= since
         }
         for one in trash:
-            if pulls is not None and one.key not in asked and (use := _asked(one, pulls)) is not None:
+            if pulls is not None and one.key not in asked and (use := asked_for(one, pulls)) is not None:
                 asked[one.key] = replace(use, last_seen=now)
         return replace(self, asked=asked)
+
+    def planned(self, grace: int, now: int) -> Self:
+        """The ledger of a look at *now* by a policy with this *grace* (seconds). A longer one of another policy stands
+        until no look has been by it for as long: what was in use goes by that plan too, and this one deletes nothing.
+        """
+        longest, last = self.grace
+        return self if grace < longest and now - last <= longest else replace(self, grace=(grace, now))
 
     def reported(
         self, uid: str, name: str, uses: tuple[Use, ...], now: int, *,
@@ -202,7 +210,8 @@ class Ledger:
             marker = one.marker if one.marker != (was.marker if was else 0) else mine.marker
             newer, older = (one, mine) if one.reported > mine.reported else (mine, one)
             clusters[uid] = replace(newer if was in (mine, one) else newer.with_uses_of(older), marker=marker)
-        return replace(self, clusters=clusters)
+        grace = self.grace if other.grace == before.grace else max(self.grace, other.grace)
+        return replace(self, clusters=clusters, grace=grace)
 
     def merged(self, other: Ledger, before: Ledger) -> Self:
         """The ledger with what *other* knows besides, which was written since *before* was read: by another look, by
@@ -322,6 +331,8 @@ class Ledger:
             values["asked"] = [[*key, _use(use)] for key, use in sorted(self.asked.items())]
         if self.missed or "missed" in had:
             values["missed"] = [[*key, one.since, _entry(one.what)] for key, one in sorted(self.missed.items())]
+        if any(self.grace):
+            values["grace"] = list(self.grace)
         return json.dumps(FORMAT.seal(kept(values, self.found), self.found), separators=(",", ":")).encode()
 
     @classmethod
@@ -330,6 +341,7 @@ class Ledger:
         found = FORMAT.parse(content)
         values = found.values
         try:
+            grace, last = values.get("grace", (0, 0))
             return cls(
                 number(values["written"]),
                 {name: _read_repository(one) for name, one in values["repositories"].items()},
@@ -341,6 +353,7 @@ class Ledger:
                     (text(name), text(one)): Missed(number(since), _read_seen(what) if ":" in one else _read_tag(what))
                     for name, one, since, what in values.get("missed", ())
                 },
+                (number(grace), number(last)),
                 found,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -420,24 +433,6 @@ def _pulled(repository: Repository, pulls: Iterable[tuple[str, int]]) -> dict[st
     return manifests
 
 
-def _asked(image: Trashed, pulls: Pulls) -> Use | None:
-    """The use that it is of *image*, which is in the trash, that somebody asked for it since; None if nobody did."""
-    found: list[tuple[int, str, str]] = []
-    for tag in image.tags:
-        miss = pulls.missed.get((image.repository, tag))
-        if miss is not None and miss.moment > image.deleted:
-            found.append((miss.moment, f"{image.repository}:{tag}", f"a pull by {miss.client}"))
-    day = pulls.last.get((image.repository, image.digest), 0) + 1 - DAY
-    if day > image.deleted:
-        found.append((day, f"{image.repository}@{image.digest}", "a pull by its digest"))
-    # A name that no pod could have is not in use, and would be a reason for no plan.
-    found = [one for one in found if wanted(one[1]) is not None]
-    if not found:
-        return None
-    _, reference, user = max(found)
-    return Use(reference, users=(user,))
-
-
 def _repository(one: Repository) -> dict[str, Any]:
     return {
         "tags": {tag: _entry(what) for tag, what in sorted(one.tags.items())},
@@ -492,8 +487,3 @@ def _read_cluster(one: Mapping[str, Any]) -> ClusterUses:
     name, reported, current = text(known["name"]), number(known["reported"]), number(known["current"])
     revision, marker = number(known.get("revision", 0)), number(known.get("marker", 0))
     return ClusterUses(name, reported, current, uses, revision, marker, text(known.get("version", "")), more)
-
-
-def silent(ledger: Ledger, reporting: set[str]) -> Iterator[ClusterUses]:
-    """The clusters that are known and not among those *reporting*, by name: what they use stays protected."""
-    yield from sorted((one for uid, one in ledger.clusters.items() if uid not in reporting), key=lambda one: one.name)

@@ -10,7 +10,7 @@ from kubeadm_registry.agent.pulls import DAY
 from kubeadm_registry.printable import counted
 from kubeadm_registry.retention.decision import Decision, decide
 from kubeadm_registry.retention.inventory import Inventory
-from kubeadm_registry.retention.ledger import Ledger
+from kubeadm_registry.retention.ledger import ClusterUses, Ledger
 from kubeadm_registry.retention.policy import RegistryPolicy
 from kubeadm_registry.retention.protected import CLOCK_TOLERANCE, Protected, clock_doubtful
 from kubeadm_registry.retention.reasons import Reason, approval_of
@@ -96,6 +96,11 @@ def shrunk_clusters(before: Ledger, after: Ledger) -> dict[str, Reason]:
                 approval=approval,
             )
     return found
+
+
+def silent(ledger: Ledger, reporting: Collection[str]) -> Iterator[ClusterUses]:
+    """The clusters that are known and not among those *reporting*, by name: what they use stays protected."""
+    yield from sorted((one for uid, one in ledger.clusters.items() if uid not in reporting), key=lambda one: one.name)
 
 
 def _called(ledger: Ledger, uid: str) -> str:

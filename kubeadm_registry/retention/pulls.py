@@ -9,6 +9,9 @@ from typing import Any, Self
 from kubeadm_registry.agent.pulls import DAY, POSITION, RECORD, STALE
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.retention.fields import number, text
+from kubeadm_registry.retention.names import wanted
+from kubeadm_registry.retention.trash import Trashed
+from kubeadm_registry.retention.uses import Use
 
 Place = tuple[str, str]
 """A repository, and a tag or digest in it."""
@@ -90,6 +93,24 @@ def merged(nodes: Iterable[Pulls | None]) -> Pulls:
             _add(missed, place, miss)
     starts = [one.since for one in there if one.since is not None]
     return Pulls(max(starts) if starts and len(starts) == len(asked) else None, last, missed)
+
+
+def asked_for(image: Trashed, pulls: Pulls) -> Use | None:
+    """The use that it is of *image*, which is in the trash, that somebody asked for it since; None if nobody did."""
+    found: list[tuple[int, str, str]] = []
+    for tag in image.tags:
+        miss = pulls.missed.get((image.repository, tag))
+        if miss is not None and miss.moment > image.deleted:
+            found.append((miss.moment, f"{image.repository}:{tag}", f"a pull by {miss.client}"))
+    day = pulls.last.get((image.repository, image.digest), 0) + 1 - DAY
+    if day > image.deleted:
+        found.append((day, f"{image.repository}@{image.digest}", "a pull by its digest"))
+    # A name that no pod could have is not in use, and would be a reason for no plan.
+    found = [one for one in found if wanted(one[1]) is not None]
+    if not found:
+        return None
+    _, reference, user = max(found)
+    return Use(reference, users=(user,))
 
 
 def _add(missed: dict[Place, Miss], place: Place, miss: Miss) -> None:

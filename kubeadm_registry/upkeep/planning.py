@@ -106,7 +106,7 @@ def look(
     recorded = pulls() if policy.asks_for_pulls or trash.images else None
     grace = seconds(policy.spec.workload_grace)
     after = before.after(holdings, now, trash.tags(later)).pulled(recorded)
-    after = after.asked_for(list(trash), recorded, now, grace=grace)
+    after = after.asked_for(list(trash), recorded, now, grace=grace).planned(grace, now)
     older: list[Reason] = []
     for name, report in reports.items():
         went_back = [one for one in _older(name, report, before) if one.approval not in accepted]
@@ -115,8 +115,9 @@ def look(
             revision = number(report.revision)
             marker = report.marker.newest if report.marker is not None else 0
             after = after.reported(
-                report.uid, name, report.uses, now, kept=grace, revision=revision, marker=marker, version=report.version
-            )
+                report.uid, name, report.uses, now,
+                kept=after.grace[0], revision=revision, marker=marker, version=report.version,
+            )  # fmt: skip
     missed = [one for one in shrunk(after.workloads({}).current, before.previous) if one.approval not in accepted]
     after = replace(after, in_use=before.previous if missed else None)
     with connect() as registry:

@@ -482,7 +482,7 @@ KINDS = (
             code="Damaged", disposable=True,
         )
         for sample in ("0.1/retention-ledger.json", "retention-ledger-asked.json", "retention-ledger-marker.json",
-                       "retention-ledger-version.json")
+                       "retention-ledger-version.json", "retention-ledger-grace.json")
     ),
     Kind(
         trash.FORMAT, "retention-trash.json", lambda content: trash.Trash.parse(content).to_json(),

@@ -15,8 +15,9 @@ from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.retention import Manifest, Reason, Use
 from kubeadm_registry.retention.holdings import Held, Holdings
 from kubeadm_registry.retention.inventory import Repository, Seen, Tag
-from kubeadm_registry.retention.ledger import Ledger, Missed, silent
+from kubeadm_registry.retention.ledger import Ledger, Missed
 from kubeadm_registry.retention.names import wanted
+from kubeadm_registry.retention.plan import silent
 from kubeadm_registry.retention.pulls import Miss, Pulls
 from kubeadm_registry.retention.trash import Trashed
 
@@ -398,6 +399,21 @@ def test_the_frozen_sample_with_the_version_of_a_cluster_is_read() -> None:
     [cluster] = Ledger.parse(content).clusters.values()
     assert cluster.version == "v1.36.3"
     assert json.loads(Ledger.parse(content).to_json()) == json.loads(content)
+
+
+def test_the_frozen_sample_with_the_longest_grace_is_read() -> None:
+    content = (SAMPLE.parents[1] / "retention-ledger-grace.json").read_bytes()
+    assert Ledger.parse(content).grace == (30 * DAY, 1_900_000_000)
+    assert json.loads(Ledger.parse(content).to_json()) == json.loads(content)
+
+
+def test_of_two_looks_at_once_the_longer_grace_stands() -> None:
+    before = Ledger().planned(7 * DAY, 0)
+    short, long = before.planned(DAY, DAY), before.planned(30 * DAY, DAY)
+    assert short.with_newer_reports(long, before).grace == (30 * DAY, DAY)
+    assert long.with_newer_reports(short, before).grace == (30 * DAY, DAY)
+    later = before.planned(DAY, 8 * DAY)
+    assert later.with_newer_reports(before, before).grace == (DAY, 8 * DAY), "nobody else looked"
 
 
 @pytest.mark.parametrize(

@@ -242,3 +242,27 @@ def test_what_kubeadm_needs_in_a_cluster_that_is_silent_stays() -> None:
     refused = outcome(NOW, "v1.30.0", "v1.35.0")
     assert isinstance(refused, Refused)
     assert [one.code for one in refused.reasons] == ["SetMissing"], "what kubeadm needs there is not known"
+
+
+def test_a_plan_by_a_policy_with_a_shorter_grace_forgets_nothing_that_another_one_keeps(site: Site) -> None:
+    """As `retention plan` does beside an operator, or the operators of two clusters."""
+    patient = RULES.model_copy(update={"spec": RULES.spec.model_copy(update={"workload_grace": "30d"})})
+
+    def look(by: policy.RegistryPolicy, now: int, *uses: Use) -> planning.Look:
+        reports = {"mine": ClusterReport("mine", "v1.36.3", uses)}
+        return planning.look(within(site.registry), KEY, by, now, sets={}, reports=reports)
+
+    def deletions(found: planning.Look, by: policy.RegistryPolicy) -> int:
+        made = found.plan(by)
+        assert isinstance(made, Plan), made
+        return len(made.deletions)
+
+    look(patient, NOW, Use("10.0.0.10:5000/app:v1"))
+    look(patient, NOW + DAY)
+    assert deletions(look(RULES, NOW + 9 * DAY), RULES) > 0, "a week is over"
+    assert deletions(look(patient, NOW + 10 * DAY), patient) == 0
+    assert deletions(look(patient, NOW + 32 * DAY), patient) > 0
+    known = look(RULES, NOW + 33 * DAY).after.clusters["mine"].uses
+    for day in range(34, 70):
+        known = look(RULES, NOW + day * DAY, Use(f"app:{day}")).after.clusters["mine"].uses
+    assert len(known) == 9, "those of a week, once nothing is planned by the longer one"
