@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from kubeadm_registry.config import document
 from kubeadm_registry.config.contradictions import Contradiction
@@ -62,6 +62,15 @@ _KEEPS = ServerRule(
     "has(self.newest) || has(self.within) || has(self.pulledWithin) || has(self.semver)",
     _KEEPS_TEXT,
 )
+
+
+def _given(value: object) -> object:
+    if value is None:  # as if the key was not there, a rule would keep less than was meant
+        raise ValueError("has no value")
+    return value
+
+
+_GIVEN = BeforeValidator(_given)
 _RESOURCE_TEXT = "must be the plural of a custom resource in lower case, such as workflows"
 _VERSION_TEXT = "must be the API group and version of a custom resource, such as argoproj.io/v1alpha1"
 _RESOURCE = r"[a-z]([-a-z0-9]*[a-z0-9])?"
@@ -100,17 +109,17 @@ class Keep(Model):
 
     all: Flag = False
     """Keep every image."""
-    newest: Count | None = None
+    newest: Annotated[Count | None, _GIVEN] = None
     """Keep so many images of each repository: those first seen last, with all that were first seen at
     the same time as the last of them."""
-    within: Duration | None = None
+    within: Annotated[Duration | None, _GIVEN] = None
     """Keep images first seen within this time, such as 90d, 12h or 30m."""
-    pulled_within: Duration | None = None
+    pulled_within: Annotated[Duration | None, _GIVEN] = None
     """Keep images pulled within this time; one that was never pulled counts from when it was first seen. While pulls
     have been recorded for a shorter time, everything is kept."""
     tags: tuple[TagPattern, ...] = Field((), max_length=_MOST_PATTERNS)
     """Keep images with a tag that matches one of these patterns: * any characters, ? one, [0-9] one of a set."""
-    semver: Semver | None = None
+    semver: Annotated[Semver | None, _GIVEN] = None
     """Keep the newest versions."""
 
     @property

@@ -90,6 +90,14 @@ def test_a_rule_that_keeps_nothing_is_refused(text: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("key", ["newest", "within", "pulledWithin", "tags", "semver"])
+def test_a_part_of_keep_that_has_no_value_is_refused(key: str) -> None:
+    """The others alone would keep less than was meant."""
+    other = "within: 1d" if key == "newest" else "newest: 3"
+    rule = f"{{name: a, repositories: ['*'], keep: {{{other}, {key}: }}}}"
+    assert problems(f"  rules: [{rule}]\n") == [f"spec.rules[0].keep.{key}: has no value"]
+
+
 @pytest.mark.parametrize("glob", ["v[", "v]", "[]", "!v*"])
 def test_brackets_are_explained_where_they_are_wrong(glob: str) -> None:
     assert problems(f"  rules: [{{name: a, repositories: ['*'], keep: {{tags: ['{glob}']}}}}]\n") == [
