@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import click
 
 from kubeadm_registry import config
 from kubeadm_registry.cli.command import Context, command, file_option
-from kubeadm_registry.cli.retention_records import opened
+from kubeadm_registry.cli.retention_records import Records, opened
 from kubeadm_registry.cli.tables import columns, moment, show_rows
 from kubeadm_registry.config.durations import DURATION, seconds
 from kubeadm_registry.engine.report import echo
-from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.errors import ConfigError, RegistryError
 from kubeadm_registry.images.names import place, place_in
+from kubeadm_registry.registry import retry
+from kubeadm_registry.retention.names import wanted
 from kubeadm_registry.retention.standing import Pin
+from kubeadm_registry.upkeep.store import PATIENCE
 
 _DAY = 86400
 
@@ -39,6 +43,8 @@ def pin(context: Context, path: Path | None, reason: str, until: str | None, nam
     with opened(cluster_file, context.reporter()) as at:
         one = Pin(str(where), reason, at.now, None if until is None else _until(until, at.now))
         at.restate(lambda standing: standing.pinned(one))
+        if not _is_there(at, one):
+            context.reporter().note(f"{where} is not in the registry; the pin keeps it once it is", level="warning")
     context.reporter().result(f"pinned {where}")
 
 
@@ -73,6 +79,19 @@ def pins(context: Context, path: Path | None) -> None:
         ends = "removed" if one.until is None else moment(one.until) if one.holds(now) else "over"
         table.add_row(one.name, ends, one.reason)
     show_rows(table, found, "no image is pinned", context)
+
+
+def _is_there(at: Records, pin: Pin) -> bool:
+    """Whether the registry has what *pin* keeps, or its trash, from where it comes back; also if it cannot say."""
+    asked = wanted(pin.name)
+    if asked is None:
+        return False
+    reference, names = asked.digest or asked.tag, asked.repositories
+    try:
+        there = any(retry(partial(at.registry.digest, name, reference), PATIENCE) for name in names)
+    except RegistryError:  # it is pinned all the same
+        return True
+    return there or any(one.repository in names and reference in one.tags for one in at.trash())
 
 
 def _until(text: str, now: int) -> int:

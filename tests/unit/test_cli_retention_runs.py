@@ -475,6 +475,22 @@ def test_a_pin_keeps_an_image_until_it_ends(site: Site) -> None:
     assert site.tags() == ["v3"]
 
 
+def test_a_pin_of_what_is_not_there_says_so(site: Site) -> None:
+    site.registry.image("docker.io/library/nginx", "1.29", layer=b"nginx")
+    digest = site.registry.store["app"].tags["v1"]
+    deleted(site)
+    assert site.tags() == ["v3"]
+    for name, there in (
+        ("app:v3", True), ("app:v1", True), (f"app@{digest}", True), ("nginx:1.29", True),
+        ("app:v4", False), ("apps:v3", False), (f"app@sha256:{'0' * 64}", False),
+    ):  # fmt: skip
+        result = site.run("pin", name, "--reason", "x")
+        assert result.exit_code == 0, result.output
+        assert ("is not in the registry" in result.output) != there, name
+    site.registry.refuse["HEAD", "app/manifests/v9"] = [403]
+    assert site.good("pin", "app:v9", "--reason", "x").splitlines() == ["pinned app:v9"]
+
+
 def test_a_cluster_file_that_comes_through_a_pipe_is_read_once(site: Site) -> None:
     text = Path("cluster.yaml").read_bytes()
     for arguments in (("pin", "app:v1", "--reason", "x"), ("unpin", "app:v1")):
