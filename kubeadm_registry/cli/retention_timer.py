@@ -46,12 +46,16 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
     access to them.
     """
     text = document.text_of(policy_file, "policy file", "--policy")  # once: it may be a pipe
-    if "kubeadm" in policy.parse(text, str(policy_file)).spec.sets:
+    rules = policy.parse(text, str(policy_file))
+    if "kubeadm" in rules.spec.sets:
         raise ConfigError(
             f"{policy_file}: the timer cannot work by it",
             problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
             hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
         )
+    if rules.asks_for_pulls:
+        why = "the timer knows the pulls of its own node only, so pulledWithin keeps everything"
+        context.reporter().note(why, level="warning")
     context.reporter().note("the timer frees no space: have `kubeadm-registry images collect` run daily, from here")
     run_on_nodes(context, enable_timer(text.encode()), path, None, dry_run=dry_run, need_programs=False)
 

@@ -49,8 +49,8 @@ def _parts(keep: Keep, images: Sequence[Image], now: int, pulls_since: int | Non
     if keep.pulled_within is not None:
         since = now - seconds(keep.pulled_within)
         if pulls_since is None or pulls_since > since:
-            recorded = "pulls are not recorded" if pulls_since is None else "pulls are recorded for a shorter time"
-            yield f"pulled within {keep.pulled_within}: {recorded}", [image.digest for image in images]
+            known = "not known of all nodes" if pulls_since is None else "recorded for a shorter time"
+            yield f"pulled within {keep.pulled_within}: pulls are {known}", [image.digest for image in images]
         else:
             used = [image.digest for image in images if max(image.first_seen, image.last_pulled or 0) >= since]
             yield f"pulled within {keep.pulled_within}", used

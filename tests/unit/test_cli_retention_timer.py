@@ -124,6 +124,13 @@ def test_a_policy_that_the_timer_can_never_apply_is_refused(servers: FakeCluster
     assert servers.acts() == []
 
 
+def test_a_policy_by_which_the_timer_keeps_everything_is_stored_with_a_word(servers: FakeCluster) -> None:
+    """Each node knows its own pulls; `retention plan` asks all of them, and shows what the timer never deletes."""
+    assert "pulledWithin" not in enable().output
+    Path("policy.yaml").write_text(SMALLEST.replace("newest: 10", "pulledWithin: 60d"))
+    assert "the timer knows the pulls of its own node only, so pulledWithin keeps everything" in enable().output
+
+
 def test_it_is_refused_where_a_kubelet_is_configured(servers: FakeCluster) -> None:
     server = servers.servers["cp-2"]
     server.answer("sh", "-c", phase._KUBELET, with_="/var/lib/kubelet/config.yaml exists\n")

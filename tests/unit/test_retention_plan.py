@@ -87,7 +87,7 @@ def test_an_index_was_pulled_when_what_it_is_made_of_was() -> None:
 
 @pytest.mark.parametrize(
     ("since", "why"),
-    [(None, "pulled within 30d: pulls are not recorded"),
+    [(None, "pulled within 30d: pulls are not known of all nodes"),
      (NOW - 29 * DAY, "pulled within 30d: pulls are recorded for a shorter time")],
 )  # fmt: skip
 def test_what_was_pulled_before_pulls_were_recorded_is_not_known(since: int | None, why: str) -> None:
