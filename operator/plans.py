@@ -186,19 +186,31 @@ def healthy(made: Plan | Refused) -> Verdict:
     return Verdict("RetentionHealthy", True, "Planned", text)
 
 
-def matching(made: Plan | Refused, unmatched: Sequence[str], policy: Mapping[str, Any]) -> list[Verdict]:
-    """The condition ImagePathsMatch of the object *policy*, of whose paths *unmatched* found nothing. None while that
-    was never so, and where there is no plan: perhaps not all was read."""
-    kind = "ImagePathsMatch"
+def matching(
+    made: Plan | Refused, unmatched: Sequence[str], idle: Sequence[str], policy: Mapping[str, Any]
+) -> list[Verdict]:
+    """The conditions ImagePathsMatch and RulesMatch of the object *policy*, of whose paths *unmatched* found nothing,
+    and of whose rules *idle* say that they decide for none. None while that was never so, and where there is no plan:
+    perhaps not all was read."""
     if isinstance(made, Refused):
         return []
-    if unmatched:
-        more = f", and {len(unmatched) - _NAMED} more" if len(unmatched) > _NAMED else ""
-        text = f"spec.imagePaths finds no image, although there are such objects: {', '.join(unmatched[:_NAMED])}{more}"
-        return [Verdict(kind, False, "NothingFound", f"{text}; correct the path, or images that only they name may go")]
-    if any(one["type"] == kind for one in policy.get("status", {}).get("conditions", ())):
-        return [Verdict(kind, True, "Match", "each path finds images, or there are no such objects")]
-    return []
+    paths = "correct the path, or images that only they name may go"
+    told = f"spec.imagePaths finds no image, although there are such objects: {_some(unmatched, ', ')}; {paths}"
+    return [
+        *_matching("ImagePathsMatch", told, unmatched, "each path finds images, or there are no such objects", policy),
+        *_matching("RulesMatch", _some(idle, "; "), idle, "each rule decides for a repository", policy),
+    ]
+
+
+def _matching(kind: str, wrong: str, missing: Sequence[str], good: str, policy: Mapping[str, Any]) -> list[Verdict]:
+    if missing:
+        return [Verdict(kind, False, "NothingFound", wrong)]
+    was = any(one["type"] == kind for one in policy.get("status", {}).get("conditions", ()))
+    return [Verdict(kind, True, "Match", good)] if was else []
+
+
+def _some(named: Sequence[str], between: str) -> str:
+    return between.join(named[:_NAMED]) + (f", and {len(named) - _NAMED} more" if len(named) > _NAMED else "")
 
 
 def deletable(made: Plan, trash: Trash) -> int:

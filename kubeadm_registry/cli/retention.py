@@ -152,6 +152,8 @@ class Asked:
                 f"there is no plan, for {counted(len(made.reasons), 'reason')}; nothing may be deleted",
                 hint="remove the reasons listed above, then run it again", code="PlanRefused",
             )  # fmt: skip
+        for idle in self.rules.spec.idle(found.holdings.repositories):
+            reporter.note(idle, level="warning")
         for one in silent(found.after, {report.uid for report in reports.values()}):
             reporter.note(
                 f"cluster {one.name} reported {ago(now - one.reported)}; what it used then is kept", level="warning"

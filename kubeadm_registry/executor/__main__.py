@@ -192,6 +192,8 @@ def _planned(folder: Path, node: Node) -> Run | None:
             "there is no plan: " + "; ".join(str(reason) for reason in plan.reasons), code="PlanRefused",
             hint=plan.reasons[0].hint,
         )  # fmt: skip
+    for idle in rules.spec.idle(look.holdings.repositories):
+        _tell(idle)
     with node.connect() as registry:
         prepared = running.prepare(registry, settings.key, look, plan, rules)
         running.keep(registry, settings.key, plan)

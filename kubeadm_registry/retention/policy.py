@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,6 +23,8 @@ from kubeadm_registry.retention.versions import Level
 _KEEPS_TEXT = "must say what to keep, such as newest or within; nothing would be kept"
 _MOST_RULES = 64
 _MOST_PATTERNS = 64
+#: Patterns of a rule that a message names.
+_NAMED = 3
 _HINT = "see docs/retention.md for all keys and for examples"
 SMALLEST = """\
 apiVersion: kubeadm-registry.dev/v1alpha1
@@ -216,6 +218,15 @@ class PolicySpec(Model):
         return next(
             (rule for rule in self.rules if any(compiled(one).match(repository) for one in rule.repositories)), None
         )
+
+    def idle(self, repositories: Iterable[str]) -> list[str]:
+        """The rules that decide for none of *repositories*, as a clause for each: a mistake, or for what is to come."""
+        busy = {rule.name for one in repositories if (rule := self.rule_of(one)) is not None}
+        return [
+            f"the rule {rule.name} decides for no repository: {', '.join(rule.repositories[:_NAMED])}"
+            for rule in self.rules
+            if rule.name not in busy
+        ]
 
 
 class PolicyMetadata(Metadata):

@@ -330,6 +330,15 @@ def test_a_cluster_is_asked_by_the_paths_of_the_policy(site: Site, monkeypatch: 
     assert "spec.imagePaths finds no image: argoproj.io/v1alpha1/workflows .spec.image" in result.output
 
 
+def test_a_rule_that_decides_for_no_repository_is_told(site: Site) -> None:
+    assert "decides for no repository" not in site.plan("--no-cluster").output
+    rule = "{name: mine, repositories: ['10.0.0.10:5000/app'], keep: {newest: 1}}"
+    (site.folder / "policy.yaml").write_text(f"{POLICY}    - {rule}\n")
+    result = site.plan("--no-cluster")
+    assert result.exit_code == 0, result.output
+    assert "the rule mine decides for no repository: 10.0.0.10:5000/app" in result.output
+
+
 def test_a_cluster_of_which_not_all_is_known_is_a_reason_for_no_plan(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

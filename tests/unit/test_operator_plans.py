@@ -243,6 +243,22 @@ def test_a_path_that_finds_no_image_is_told_by_a_condition_of_the_policy(turns: 
     assert turns.conditions("registrypolicies")["ImagePathsMatch"] == ("True", "Match")
 
 
+def test_a_rule_that_decides_for_nothing_is_told_by_a_condition_of_the_policy(turns: Turns) -> None:
+    """It has what the registry is called in front, or another rule before it: its images would stay for ever."""
+    turns.round()
+    assert "RulesMatch" not in turns.conditions("registrypolicies")
+    before = turns.objects.held["registrypolicies"]["spec"]["rules"]
+    mistaken = {"name": "mine", "repositories": ["10.0.0.10:5000/app"], "keep": {"newest": 1}}
+    turns.objects.held["registrypolicies"]["spec"]["rules"] = [*before, mistaken]
+    turns.round()
+    assert turns.conditions("registrypolicies")["RulesMatch"] == ("False", "NothingFound")
+    [event] = [one for one in turns.objects.events if one["reason"] == "NothingFound"]
+    assert event["note"] == "the rule mine decides for no repository: 10.0.0.10:5000/app"
+    turns.objects.held["registrypolicies"]["spec"]["rules"] = before
+    turns.round()
+    assert turns.conditions("registrypolicies")["RulesMatch"] == ("True", "Match")
+
+
 def test_an_object_that_cannot_be_read_does_not_count_as_a_second_one(turns: Turns) -> None:
     """The guard lets only a second one go."""
     turns.objects.held["registryclusters"]["spec"]["ofANewerRelease"] = 1

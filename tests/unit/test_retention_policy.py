@@ -82,6 +82,22 @@ def test_every_problem_is_told_by_its_path() -> None:
     ]
 
 
+def test_a_rule_that_decides_for_no_repository_is_told() -> None:
+    by = policy.parse(
+        f"""{HEAD}spec:
+  rules:
+    - {{name: all, repositories: ['*/**'], keep: {{newest: 1}}}}
+    - {{name: later, repositories: ['team/*'], keep: {{newest: 2}}}}
+    - {{name: one-part, repositories: ['*', a, b, c], keep: {{newest: 3}}}}
+""",
+        "policy.yaml",
+    )
+    later = "the rule later decides for no repository: team/*"
+    assert by.spec.idle(["team/app", "web"]) == [later]
+    assert by.spec.idle(["team/app"]) == [later, "the rule one-part decides for no repository: *, a, b"]
+    assert len(by.spec.idle([])) == 3
+
+
 @pytest.mark.parametrize("text", ["{}", "{all: false}", "{tags: []}"])
 def test_a_rule_that_keeps_nothing_is_refused(text: str) -> None:
     """It would delete everything."""
