@@ -176,5 +176,6 @@ def _deleted(digest: str, here: _Contents, rule: Rule | None) -> Because:
     if digest in here.images:
         return Because("NotKept", rule.name if rule else "", "kept by no part of the rule and used by nothing")
     if digest in here.loose:
-        return Because("Untagged", "", "without a tag for longer than spec.untagged.after")
+        own = " of its own, but for an image that is gone," if here.tags.get(digest) else ""
+        return Because("Untagged", "", f"without a tag{own} for longer than spec.untagged.after")
     return Because("PartOfDeleted", "", f"belongs to {here.links.wholes[digest][0]}, which is deleted")

@@ -209,6 +209,15 @@ def test_a_tagged_child_stays_with_its_index_and_a_subject_with_a_kept_referrer(
     assert causes(made) == {"amd64": "Related", "v1": "Rule", "v2": "Related", "v3": "Rule"}
 
 
+def test_parts_of_an_index_with_tags_of_their_own_count_as_images() -> None:
+    registry = Registry()
+    for number in range(1, 5):
+        days = 40 - number
+        parts = [registry.image("app", f"v{number}-{name}", days=days) for name in ("amd64", "arm64")]
+        registry.index("app", f"v{number}", children=parts, days=days)
+    assert {tag.partition("-")[0] for tag in tags(registry.plan(keep("{newest: 9}")))} == {"v1"}
+
+
 def test_an_index_of_a_kept_child_may_go() -> None:
     registry = Registry()
     child = registry.image("team/app", "amd64")
@@ -270,7 +279,9 @@ def test_a_list_of_referrers_whose_subject_is_gone_is_untagged() -> None:
     registry = Registry()
     registry.image("team/app", f"sha256-{digest('absent')[7:]}.sig")
     assert registry.plan(keep("{tags: [none]}")).deletions == ()
-    assert [one.cause for one in registry.plan(keep("{all: true}", untagged="{after: 1d}")).deletions] == ["Untagged"]
+    [one] = registry.plan(keep("{all: true}", untagged="{after: 1d}")).deletions
+    assert one.cause == "Untagged"
+    assert one.why == "without a tag of its own, but for an image that is gone, for longer than spec.untagged.after"
 
 
 def test_the_canary_image_stays_whatever_a_rule_says() -> None:
