@@ -186,8 +186,10 @@ def _count(repository: Repository, going: Collection[str]) -> Count:
     """How much of *repository* goes with the digests *going*: as many tags as each of them has, or else itself."""
     tags = Counter(meaning.digest for meaning in image_tags(repository))
     loose = sum(one.untagged_since is not None for one in repository.manifests.values())
-    tags_going = sum(tags[digest] for digest in going)
-    return Count(tags_going, tags.total(), sum(not tags[digest] for digest in going), loose)
+    images_going = sum(bool(tags[digest]) for digest in going)
+    return Count(
+        sum(tags[digest] for digest in going), tags.total(), len(going) - images_going, loose, images_going, len(tags)
+    )
 
 
 def _ours(one: Trashed) -> str:

@@ -165,4 +165,6 @@ def _count(decision: Decision) -> Count:
         sum(len(image.tags) for image in decision.images.values()),
         len(going & decision.loose.keys()),
         len(decision.loose),
+        len(going & decision.images.keys()),
+        len(decision.images),
     )

@@ -196,8 +196,8 @@ class PolicySpec(Model):
     than a name stops the plan."""
     trash: Trash = Trash()
     maximum_share: Whole = Field(20, ge=1, le=100)
-    """A plan that deletes more than this percentage of a repository or of the registry, and more than five images,
-    needs an approval."""
+    """A plan that deletes more than this percentage of the images, or of their tags, of a repository or of the
+    registry, and more than five, needs an approval."""
     approval: Literal["Required", "Automatic"] = "Required"
     """Whether every plan needs an approval, or only one that is unusually large."""
 

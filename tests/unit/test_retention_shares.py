@@ -16,18 +16,20 @@ from kubeadm_registry.retention.standing import Standing
 from kubeadm_registry.retention.trash import Trash, Trashed, trash_tag
 from tests.unit.retention_registry import DAY, NOW, SETS, Registry, rules
 
-#: Of each repository: tagged images that stay and that go, untagged ones, indexes of two images that go, signatures.
+#: Of each repository: tagged images that stay and that go, untagged ones, indexes of two images that go, signatures,
+#: more tags of an image that stays.
 DRAWN = st.dictionaries(
     st.sampled_from(["app", "web"]),
-    st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4)),
-)
+    st.tuples(st.integers(0, 12), st.integers(0, 12), st.integers(0, 12), st.integers(0, 4), st.integers(0, 4),
+              st.integers(0, 40)),
+)  # fmt: skip
 
 
-def filled(drawn: Mapping[str, tuple[int, int, int, int, int]]) -> Registry:
+def filled(drawn: Mapping[str, tuple[int, int, int, int, int, int]]) -> Registry:
     registry = Registry()
-    for name, (stay, go, loose, indexes, signatures) in drawn.items():
+    for name, (stay, go, loose, indexes, signatures, more) in drawn.items():
         for number in range(stay):
-            registry.image(name, f"keep-{number}")
+            registry.image(name, f"keep-{number}", *(f"keep-too-{one}" for one in range(more if number == 0 else 0)))
         for number in range(go):
             image = registry.image(name, f"v{number}", f"also-{number}")
             if number < signatures:
@@ -75,22 +77,28 @@ def as_executor(messages: list[str]) -> list[str]:
 
 @given(DRAWN, st.integers(1, 100))
 def test_the_executor_asks_for_an_approval_where_the_plan_does(
-    drawn: Mapping[str, tuple[int, int, int, int, int]], share: int
+    drawn: Mapping[str, tuple[int, int, int, int, int, int]], share: int
 ) -> None:
     by_plan, by_executor = held(filled(drawn), share)
     assert by_executor == as_executor(by_plan)
 
 
 def test_a_few_untagged_images_of_many_need_no_approval() -> None:
-    assert held(filled({"app": (40, 0, 8, 0, 0)}), 20) == ([], [])
-    by_plan, by_executor = held(filled({"app": (30, 0, 8, 0, 0)}), 20)
+    assert held(filled({"app": (40, 0, 8, 0, 0, 0)}), 20) == ([], [])
+    by_plan, by_executor = held(filled({"app": (30, 0, 8, 0, 0, 0)}), 20)
     assert by_plan[0] == "deletes 8 of 38 tags or untagged manifests of app, which is more than 20 %"
+    assert by_executor == as_executor(by_plan)
+
+
+def test_many_tags_of_one_image_do_not_hide_how_many_images_go() -> None:
+    by_plan, by_executor = held(filled({"app": (1, 10, 0, 0, 0, 200)}), 20)
+    assert by_plan[0] == "deletes 10 of 11 images of app, which is more than 20 %"
     assert by_executor == as_executor(by_plan)
 
 
 def test_what_a_run_had_begun_to_delete_counts_once() -> None:
     """Its trash tag is there, and it has lost some of its tags."""
-    registry = filled({"app": (40, 8, 0, 0, 0)})
+    registry = filled({"app": (40, 8, 0, 0, 0, 0)})
     begun = []
     for number in range(8):
         digest = registry.tags["app"].pop(f"v{number}").digest
