@@ -143,7 +143,7 @@ def status(
         "made": rfc3339(made.made),
         **({"artifact": published[1]} if published[1] else {}),
         "deletions": len(made.deletions),
-        "kept": len(made.kept),
+        "kept": made.images[1],
         "freedBytes": made.freed,
         "freed": size(made.freed),
         "largest": [
@@ -181,8 +181,8 @@ def healthy(made: Plan | Refused) -> Verdict:
         option, annotation = f"pass --accept {first.approval}", f"annotate the plan: {APPROVE}={first.approval}"
         hint = first.hint.replace(option, annotation) if first.approval else first.hint
         return Verdict("RetentionHealthy", False, first.code, f"{first.message}{more}; {hint}"[:_LONGEST])
-    gone = len({(one.repository, one.digest) for one in made.deletions})
-    text = f"the plan deletes {gone} of {counted(gone + len(made.kept), 'image')} and frees {size(made.freed)}"
+    gone, kept = made.images
+    text = f"the plan deletes {gone} of {counted(gone + kept, 'image')} and frees {size(made.freed)}"
     return Verdict("RetentionHealthy", True, "Planned", text)
 
 

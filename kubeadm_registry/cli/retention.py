@@ -206,8 +206,7 @@ def plan_command(context: Context, path: Path | None, digest: str | None, everyt
     show(made, most=sys.maxsize if everything else SHOWN)
     for reason in made.needs_approval:
         reporter.note(f"{reason.message}: such a plan always needs an approval", level="warning")
-    gone = len({(one.repository, one.digest) for one in made.deletions})
-    kept = len([one for one in made.kept if one.cause != "Own"])
+    gone, kept = made.images
     done = "nothing was deleted" if digest is None else f"made {moment(made.made)} UTC by the policy {made.policy}"
     reporter.result(
         f"plan {made.digest}: deletes {gone} of {counted(gone + kept, 'image')}, frees "

@@ -109,6 +109,12 @@ class Plan:
         return sum(one.freed for one in self.deletions)
 
     @property
+    def images(self) -> tuple[int, int]:
+        """How many images go, and how many stay, without those of kubeadm-registry itself."""
+        stay = [one for one in self.kept if one.cause != "Own"]
+        return len({(one.repository, one.digest) for one in self.deletions}), len(stay)
+
+    @property
     def keys(self) -> frozenset[Key]:
         """What is deleted, and nothing else."""
         return frozenset(one.key for one in self.deletions)

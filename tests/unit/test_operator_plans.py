@@ -224,6 +224,20 @@ def test_the_pause_image_of_the_registry_cluster_stays(turns: Turns) -> None:
     assert turns.site.tags() == ["v1", "v3"]
 
 
+def test_a_plan_has_as_many_images_as_the_command_says(turns: Turns) -> None:
+    """Those of the registry's own, as its records, are in neither."""
+    turns.round()
+    [healthy] = [
+        one["message"]
+        for one in turns.objects.held["registrypolicies"]["status"]["conditions"]
+        if one["type"] == "RetentionHealthy"
+    ]
+    status = turns.objects.held["registryretentionplans"]["status"]
+    told = f"deletes 2 of {2 + status['kept']} images"
+    assert healthy.startswith(f"the plan {told} and frees ")
+    assert f"plan {status['digest']}: {told}, frees " in turns.site.good("plan", "--digest", status["digest"])
+
+
 def test_a_path_that_finds_no_image_is_told_by_a_condition_of_the_policy(turns: Turns) -> None:
     """A mistyped one: what only those objects name is not kept, and nobody reads the warnings of a command."""
     turns.round()
