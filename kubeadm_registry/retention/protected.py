@@ -13,12 +13,19 @@ from kubeadm_registry.config.durations import seconds
 from kubeadm_registry.images.names import REFERRERS_TAG
 from kubeadm_registry.retention.inventory import Inventory, is_own
 from kubeadm_registry.retention.names import Wanted, digest_in, wanted
-from kubeadm_registry.retention.policy import RegistryPolicy
+from kubeadm_registry.retention.policy import RegistryPolicy, SetName
 from kubeadm_registry.retention.reasons import Reason
 from kubeadm_registry.retention.uses import PAUSE, Use, Workloads
 
 #: Seconds by which clocks of nodes and of this machine may differ.
 CLOCK_TOLERANCE = 60
+#: What to do about a set that is not known. Whoever takes kubeadm out has the images of the next version deleted.
+_MISSING: Mapping[SetName, str] = {
+    "bundle": "seed a bundle, or remove bundle from spec.sets",
+    "kubeadm": "set spec.kubernetes.version in the cluster file if no cluster says its version; if one has a version "
+    "that this release of kubeadm-registry does not know, install a newer release; if no Kubernetes uses the registry, "
+    "remove kubeadm from spec.sets",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +53,7 @@ def protect(inventory: Inventory, workloads: Workloads, policy: RegistryPolicy, 
     problems = list(workloads.problems)
     for name in spec.sets:
         if name not in workloads.sets:
-            problems.append(
-                Reason("SetMissing", f"the images of the set {name} are not known", f"remove {name} from spec.sets")
-            )
+            problems.append(Reason("SetMissing", f"the images of the set {name} are not known", _MISSING[name]))
     since = now - seconds(spec.workload_grace)
     uses = [use for use in workloads.uses if use.last_seen is None or use.last_seen >= since]
     sets = {each: [Use(name, users=(f"set {each}",)) for name in workloads.sets.get(each, ())]

@@ -255,6 +255,10 @@ def test_pause_images_are_protected_below_any_name(repository: str) -> None:
 def test_a_set_that_is_not_known_gives_no_plan() -> None:
     found = protect(Registry().inventory(), Workloads(sets={"bundle": ()}), EVERYTHING, NOW)
     assert codes(found) == ["SetMissing"]
+    assert "set spec.kubernetes.version" in found.problems[0].hint
+    assert "if no Kubernetes uses the registry, remove kubeadm from spec.sets" in found.problems[0].hint
+    [bundle] = protect(Registry().inventory(), Workloads(), rules("[]", sets="[bundle]"), NOW).problems
+    assert bundle.hint == "seed a bundle, or remove bundle from spec.sets"
     assert codes(protect(Registry().inventory(), Workloads(), rules("[]", sets="[]"), NOW)) == []
 
 
