@@ -62,9 +62,10 @@ def decide(name: str, inventory: Inventory, protected: Protected, spec: PolicySp
             because = Because("Trash", "", "in the trash")
         if because is None and digest in here.images:
             because = _by_rule(name, rule, by_rule.get(digest))
-        if because is None and digest in here.loose:
+        if because is None and (digest in here.images or digest in here.loose):
             because = _elsewhere(digest, here.tags.get(digest, ()), repository, inventory)
-            because = because or _loose(here.loose[digest], repository, spec, now)
+        if because is None and digest in here.loose:
+            because = _loose(here.loose[digest], repository, spec, now)
         if because is not None:
             reasons[digest] = because
     # What refers to an image goes to the trash before it, and a run that was broken off may have come no further.

@@ -459,3 +459,14 @@ def test_what_refers_to_an_image_in_another_repository_stays_as_long_as_that() -
     assert (why.cause, why.why) == ("Related", f"refers to {image} in another repository")
     del registry.manifests[image], registry.seen["team/app"], registry.tags["team/app"]
     assert gone(registry.plan(policy)) == [f"signatures:{tag}"]
+
+
+def test_an_artifact_with_a_tag_stays_as_long_as_its_subject_in_another_repository() -> None:
+    registry = Registry()
+    image = registry.image("team/app", "v1", days=90)
+    registry.image("sboms", "v1-sbom", days=90, subject=image)
+    registry.image("sboms", "v2-sbom", days=80)
+    policy = keep("{newest: 1}", "[sboms]")
+    assert gone(registry.plan(policy)) == []
+    del registry.manifests[image], registry.seen["team/app"], registry.tags["team/app"]
+    assert gone(registry.plan(policy)) == ["sboms:v1-sbom"]
