@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kubeadm_registry.config.durations import seconds
+from kubeadm_registry.oci.references import TRASH
 from kubeadm_registry.retention import globs, versions
 from kubeadm_registry.retention.policy import Keep
 
@@ -40,7 +41,8 @@ def _parts(keep: Keep, images: Sequence[Image], now: int, pulls_since: int | Non
     if keep.all:
         yield "all", [image.digest for image in images]
     if keep.newest is not None:
-        ranked = sorted((image.first_seen for image in images), reverse=True)
+        # What waits in a trash whose record was begun anew has the tag that it got there, and is no newer than others.
+        ranked = sorted((one.first_seen for one in images if not all(map(_is_trash, one.tags))), reverse=True)
         oldest = ranked[: keep.newest][-1] if ranked else 0
         yield f"newest {keep.newest}", [image.digest for image in images if image.first_seen >= oldest]
     if keep.within is not None:
@@ -62,3 +64,7 @@ def _parts(keep: Keep, images: Sequence[Image], now: int, pulls_since: int | Non
         newest = versions.newest(tags, keep.semver.newest, keep.semver.of_each)
         part = f"newest {keep.semver.newest} of each {keep.semver.of_each} version"
         yield part, [image.digest for image in images if not newest.isdisjoint(image.tags)]
+
+
+def _is_trash(tag: str) -> bool:
+    return tag.startswith(TRASH)

@@ -9,6 +9,7 @@ import pytest
 from kubeadm_registry.oci import canary
 from kubeadm_registry.retention import Deletion, Inventory, Manifest, Plan, Reason, Refused, Repository, Seen, Tag, Use
 from kubeadm_registry.retention import plan as make
+from kubeadm_registry.retention.trash import trash_tag
 from tests.unit.retention_registry import DAY, MB, NOW, Registry, digest, gone, keep, rules
 
 
@@ -43,6 +44,16 @@ def test_newest_counts_images_and_keeps_those_of_the_same_time() -> None:
     assert tags(registry.plan(keep("{newest: 1}"))) == ["b1", "b2", "b3", "b4"]
     assert tags(registry.plan(keep("{newest: 2}"))) == ["b1", "b2"]
     assert tags(registry.plan(keep("{newest: 9}"))) == []
+
+
+def test_what_waits_in_the_trash_without_its_record_takes_the_place_of_no_newer_image() -> None:
+    """As after `retention forget --trash`: its tag there is newer than the images that stayed."""
+    registry = builds(9, 8, 7, 6)
+    for number in (1, 2):
+        deleted = registry.tags["team/app"].pop(f"b{number}").digest
+        registry.also("team/app", trash_tag(deleted), of=deleted, days=2)
+    assert tags(registry.plan(keep("{newest: 2}"))) == []
+    assert tags(registry.plan(keep("{newest: 1}"))) == ["b3"]
 
 
 def test_newest_counts_each_repository_by_itself() -> None:
