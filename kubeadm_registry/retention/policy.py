@@ -185,8 +185,8 @@ class PolicySpec(Model):
     """The first rule with a pattern that matches a repository decides; what no rule matches is kept."""
     untagged: Untagged = Untagged()
     sets: tuple[SetName, ...] = Field(("bundle", "kubeadm"), max_length=2)
-    """Sets of images that are always kept: those that bundles brought, and those of kubeadm's current, previous and
-    next version."""
+    """Sets of images that are always kept: those that bundles brought, of each line of deltas the last one, and those
+    of kubeadm's current, previous and next version."""
     grace: Duration = "24h"
     """Keep what was first seen within this time, whatever the rules say."""
     workload_grace: Duration = "7d"

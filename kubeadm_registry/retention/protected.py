@@ -21,7 +21,7 @@ from kubeadm_registry.retention.uses import PAUSE, Use, Workloads
 CLOCK_TOLERANCE = 60
 #: What to do about a set that is not known. Whoever takes kubeadm out has the images of the next version deleted.
 _MISSING: Mapping[SetName, str] = {
-    "bundle": "seed a bundle, or remove bundle from spec.sets",
+    "bundle": "seed the newest bundle of each line again, or remove bundle from spec.sets",
     "kubeadm": "set spec.kubernetes.version in the cluster file if no cluster says its version; if one has a version "
     "that this release of kubeadm-registry does not know, install a newer release; if no Kubernetes uses the registry, "
     "remove kubeadm from spec.sets",

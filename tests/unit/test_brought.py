@@ -11,6 +11,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.bundle.lineage import Lineage
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.images import brought, seed, seeded
@@ -66,6 +67,16 @@ def test_two_series_have_two_lists(fake: FakeRegistry, registry: Api, tmp_path: 
     indexes = {seeding(fake, tmp_path / "a", PAUSE), seeding(fake, tmp_path / "b", APP)}
     assert listed(registry).keys() == indexes
     assert {name.partition("@")[0] for names in listed(registry).values() for name in names} == {PAUSE, APP}
+
+
+def test_a_delta_has_its_list_in_the_place_of_that_of_its_base(registry: Api) -> None:
+    full = Lineage(f"sha256:{'a' * 64}", f"sha256:{'a' * 64}", "", 0, {})
+    delta = Lineage(f"sha256:{'b' * 64}", full.root, full.index, 1, {})
+    for line, name in ((full, PAUSE), (delta, APP)):
+        brought.write(registry, line, {name: f"sha256:{'c' * 64}"})
+        found = brought.read(registry, seeded.tag(line).removeprefix(seeded.LINE_TAG))
+        assert found is not None
+        assert (found.index, list(found.images)) == (line.index, [name])
 
 
 def test_a_list_of_another_bundle_is_none(fake: FakeRegistry, registry: Api, tmp_path: Path) -> None:

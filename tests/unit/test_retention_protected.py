@@ -258,7 +258,7 @@ def test_a_set_that_is_not_known_gives_no_plan() -> None:
     assert "set spec.kubernetes.version" in found.problems[0].hint
     assert "if no Kubernetes uses the registry, remove kubeadm from spec.sets" in found.problems[0].hint
     [bundle] = protect(Registry().inventory(), Workloads(), rules("[]", sets="[bundle]"), NOW).problems
-    assert bundle.hint == "seed a bundle, or remove bundle from spec.sets"
+    assert bundle.hint == "seed the newest bundle of each line again, or remove bundle from spec.sets"
     assert codes(protect(Registry().inventory(), Workloads(), rules("[]", sets="[]"), NOW)) == []
 
 
