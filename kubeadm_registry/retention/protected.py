@@ -84,13 +84,14 @@ def clock_doubtful(what: str, when: int, now: int) -> Reason:
 
 
 def digests_named(uses: Iterable[Use]) -> dict[str, set[str]]:
-    """The digests in the names of *uses*, by each repository that they may be in: perhaps no look has found them."""
+    """The digests in the names of *uses*, and of what runs by these, by each repository that they may be in: perhaps no
+    look has found them."""
     found: dict[str, set[str]] = {}
     for use in uses:
         asked = wanted(use.reference)
-        if asked is not None and asked.digest:
+        if asked is not None and (digests := {asked.digest, digest_in(use.image_id)} - {""}):
             for repository in asked.repositories:
-                found.setdefault(repository, set()).add(asked.digest)
+                found.setdefault(repository, set()).update(digests)
     return found
 
 

@@ -73,6 +73,17 @@ def test_what_no_look_has_found_is_found_if_a_cluster_has_named_it(site: Site) -
     assert site.going() == set(), "it is silent now"
 
 
+def test_what_no_look_has_found_is_found_if_a_container_runs_it(site: Site) -> None:
+    """Its tag has moved on since the pod began. What runs is known then, and no other image has to stay for it."""
+    other = site.registry.image("app", "v0", layer=b"v0").digest
+    site.look(NOW - 80 * DAY)
+    running = Use("10.0.0.10:5000/app:v1", f"10.0.0.10:5000/app@{site.first}")
+    assert site.going(running) == {other}
+    assert site.first in site.look(NOW, running).holdings.repositories["app"].manifests
+    never = Use("10.0.0.10:5000/app:v1", f"10.0.0.10:5000/app@sha256:{'0' * 64}")
+    assert site.going(never) == set(), "what runs may be any image that had this name"
+
+
 def test_of_a_chart_that_a_url_names_without_a_tag_all_tags_stay(site: Site) -> None:
     """Flux has the tag in a field of its own."""
     site.registry.image("app", "v2", layer=b"v2")
