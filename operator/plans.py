@@ -18,6 +18,7 @@ from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import running
 from kubeadm_registry.upkeep.clusters import Marker
+from kubeadm_registry.upkeep.planning import Look
 
 #: The annotation of a plan by which it is approved: the plan's digest, and the ``approval`` of reasons, with commas
 #: between them.
@@ -186,27 +187,33 @@ def healthy(made: Plan | Refused) -> Verdict:
     return Verdict("RetentionHealthy", True, "Planned", text)
 
 
-def matching(
-    made: Plan | Refused, unmatched: Sequence[str], idle: Sequence[str], policy: Mapping[str, Any]
+def fitting(
+    made: Plan | Refused, look: Look | None, rules: RegistryPolicy, unmatched: Sequence[str], policy: Mapping[str, Any]
 ) -> list[Verdict]:
-    """The conditions ImagePathsMatch and RulesMatch of the object *policy*, of whose paths *unmatched* found nothing,
-    and of whose rules *idle* say that they decide for none. None while that was never so, and where there is no plan:
-    perhaps not all was read."""
-    if isinstance(made, Refused):
+    """The conditions of the object *policy*, which says *rules*, that it fits what *look* has found: ImagePathsMatch,
+    of whose paths *unmatched* found nothing, RulesMatch and PullsKnown. None while that was never otherwise, and where
+    there is no plan: perhaps not all was read."""
+    if isinstance(made, Refused) or look is None:
         return []
-    paths = "correct the path, or images that only they name may go"
-    told = f"spec.imagePaths finds no image, although there are such objects: {_some(unmatched, ', ')}; {paths}"
+    idle = rules.spec.idle(look.holdings.repositories)
+    unknown = rules.asks_for_pulls and look.after.pulls_since is None
+    paths = f"spec.imagePaths finds no image, although there are such objects: {_some(unmatched, ', ')}"
+    paths += "; correct the path, or images that only they name may go"
+    pulls = (
+        "pulls are not known of all nodes, so pulledWithin keeps everything; `kubeadm-registry retention plan` says why"
+    )
+    found = (
+        ("ImagePathsMatch", unmatched, "NothingFound", paths,
+         "Match", "each path finds images, or there are no such objects"),
+        ("RulesMatch", idle, "NothingFound", _some(idle, "; "), "Match", "each rule decides for a repository"),
+        ("PullsKnown", unknown, "NotOfAllNodes", pulls, "Known", "all nodes say what was pulled"),
+    )  # fmt: skip
+    ever = {one["type"] for one in policy.get("status", {}).get("conditions", ())}
     return [
-        *_matching("ImagePathsMatch", told, unmatched, "each path finds images, or there are no such objects", policy),
-        *_matching("RulesMatch", _some(idle, "; "), idle, "each rule decides for a repository", policy),
+        Verdict(kind, not wrong, *((reason, text) if wrong else (right, good)))
+        for kind, wrong, reason, text, right, good in found
+        if wrong or kind in ever
     ]
-
-
-def _matching(kind: str, wrong: str, missing: Sequence[str], good: str, policy: Mapping[str, Any]) -> list[Verdict]:
-    if missing:
-        return [Verdict(kind, False, "NothingFound", wrong)]
-    was = any(one["type"] == kind for one in policy.get("status", {}).get("conditions", ()))
-    return [Verdict(kind, True, "Match", good)] if was else []
 
 
 def _some(named: Sequence[str], between: str) -> str:

@@ -188,10 +188,9 @@ class Rounds:
             verdict = self._carry_out(found_out, rules, said, mine) or verdict
         accepted = Verdict("Accepted", True, "Accepted", "the operator plans by this policy")
         look = found_out.look
-        idle = rules.spec.idle(look.holdings.repositories) if look is not None else ()
-        matching = plans.matching(made, found_out.unmatched, idle, mine)
+        fitting = plans.fitting(made, look, rules, found_out.unmatched, mine)
         digest = {} if isinstance(made, Refused) else {"plan": made.digest}
-        self._write(POLICIES, mine, [accepted, verdict, *matching], self.clock(), digest)  # an hour later, if it ran
+        self._write(POLICIES, mine, [accepted, verdict, *fitting], self.clock(), digest)  # an hour later, if it ran
         self._deletable = plans.deletable(made, look.trash) if isinstance(made, Plan) and look is not None else None
         self._tell(verdict)
         if not isinstance(made, Refused):

@@ -132,6 +132,7 @@ class PolicyStatus(Model):
     """The metadata.generation that the status was found for."""
     conditions: Conditions | None = None
     """Accepted: whether the operator works by this policy. RetentionHealthy: whether there is a plan, or why not.
-    ImagePathsMatch: whether spec.imagePaths finds images. RulesMatch: whether each rule decides for a repository."""
+    ImagePathsMatch: whether spec.imagePaths finds images. RulesMatch: whether each rule decides for a repository.
+    PullsKnown: whether all nodes say what was pulled, without which pulledWithin keeps everything."""
     plan: Digest | None = None
     """The newest plan, in the RegistryRetentionPlan of the same name."""

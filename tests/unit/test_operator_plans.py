@@ -34,6 +34,7 @@ from kubeadm_registry.operator.work import Worker
 from kubeadm_registry.registry import Login
 from kubeadm_registry.retention import policy
 from kubeadm_registry.retention.order import Caller
+from kubeadm_registry.retention.pulls import Pulls
 from kubeadm_registry.retention.uses import failed_list
 from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
@@ -255,6 +256,24 @@ def test_a_path_that_finds_no_image_is_told_by_a_condition_of_the_policy(turns: 
     turns.report = right
     turns.round()
     assert turns.conditions("registrypolicies")["ImagePathsMatch"] == ("True", "Match")
+
+
+def test_pulls_that_are_not_known_are_told_by_a_condition_of_the_policy(
+    turns: Turns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy deletes nothing until then, be it for years."""
+    known = [Pulls(None, {})]
+    monkeypatch.setattr(looking, "pulls", lambda *_: known[-1])
+    turns.round()
+    assert "PullsKnown" not in turns.conditions("registrypolicies"), "no rule asks for them"
+    [rule] = turns.objects.held["registrypolicies"]["spec"]["rules"]
+    rule["keep"] = {"pulledWithin": "30d"}
+    turns.round()
+    assert turns.conditions("registrypolicies")["PullsKnown"] == ("False", "NotOfAllNodes")
+    assert [one["type"] for one in turns.objects.events if one["reason"] == "NotOfAllNodes"] == ["Warning"]
+    known.append(Pulls(0, {}))
+    turns.round()
+    assert turns.conditions("registrypolicies")["PullsKnown"] == ("True", "Known")
 
 
 def test_a_rule_that_decides_for_nothing_is_told_by_a_condition_of_the_policy(turns: Turns) -> None:
