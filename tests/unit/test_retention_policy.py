@@ -246,6 +246,11 @@ def test_newest_versions(count: int, level: versions.Level, gone: str) -> None:
     assert versions.newest(TAGS.split(), count, level) == kept
 
 
+def test_what_the_page_calls_no_version_is_none() -> None:
+    others = {"latest", "nightly", "1.3", "1.4-alpine", "V1.4.2", "2026.01.15"}
+    assert versions.newest({*others, "1.4.2", "1.4", "v1"}, 1, "minor") == {"1.4.2", "1.4", "v1"}
+
+
 def test_the_order_of_versions_is_that_of_semver_org() -> None:
     """The example of section 11."""
     ordered = ["1.0.0-alpha", "1.0.0-alpha.1", "1.0.0-alpha.beta", "1.0.0-beta", "1.0.0-beta.2", "1.0.0-beta.11",
