@@ -53,6 +53,9 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
             problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
             hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
         )
+    if rules.spec.approval == "Required":
+        why = "each plan waits for `kubeadm-registry retention approve`, since spec.approval is not Automatic"
+        context.reporter().note(why, level="warning")
     if rules.asks_for_pulls:
         why = "the timer knows the pulls of its own node only, so pulledWithin keeps everything"
         context.reporter().note(why, level="warning")

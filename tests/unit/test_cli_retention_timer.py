@@ -124,6 +124,14 @@ def test_a_policy_that_the_timer_can_never_apply_is_refused(servers: FakeCluster
     assert servers.acts() == []
 
 
+def test_a_policy_whose_plans_wait_for_an_approval_is_stored_with_a_word(servers: FakeCluster) -> None:
+    """Nobody reads the journal of the timer, and its unit ends well."""
+    told = "each plan waits for `kubeadm-registry retention approve`"
+    assert told in enable().output
+    Path("policy.yaml").write_text(f"{SMALLEST}  approval: Automatic\n")
+    assert told not in enable().output
+
+
 def test_a_policy_by_which_the_timer_keeps_everything_is_stored_with_a_word(servers: FakeCluster) -> None:
     """Each node knows its own pulls; `retention plan` asks all of them, and shows what the timer never deletes."""
     assert "pulledWithin" not in enable().output
