@@ -280,14 +280,14 @@ def kubeadm_set(version: str) -> tuple[str, ...] | Reason:
 
 
 def kubeadm_sets(versions: Iterable[str | None]) -> dict[str, tuple[str, ...]]:
-    """The set ``kubeadm`` for all *versions* that are known; none if one of them has unknown images."""
+    """The set ``kubeadm`` for all *versions* that are known; no set if one of them has unknown images."""
     found: set[str] = set()
     for version in filter(None, versions):
         images = kubeadm_set(version)
         if isinstance(images, Reason):
             return {}
         found.update(images)
-    return {"kubeadm": tuple(sorted(found))} if found else {}
+    return {"kubeadm": tuple(sorted(found))}
 
 
 # ---- containerd -----------------------------------------------------------------------------------------------------

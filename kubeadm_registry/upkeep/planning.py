@@ -190,15 +190,12 @@ def _older(name: str, report: ClusterReport, before: Ledger) -> Iterator[Reason]
 
 def _of_all(after: Ledger, sets: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
     """*sets* with what kubeadm needs in every cluster of the ledger, also in one that did not report just now; without
-    that set if the images of one of these versions are not known."""
-    versions = {one.version for one in after.clusters.values()} - {""}
-    if "kubeadm" not in sets or not versions:
-        return sets
-    here, others = sets["kubeadm"], kubeadm_sets(versions)
-    return {
-        **{name: one for name, one in sets.items() if name != "kubeadm"},
-        **{name: tuple(sorted({*here, *images})) for name, images in others.items()},
-    }
+    that set if no version is known, or the images of one are not."""
+    others = kubeadm_sets(one.version for one in after.clusters.values())
+    known = {name: one for name, one in sets.items() if name != "kubeadm"}
+    both = [found["kubeadm"] for found in (sets, others) if "kubeadm" in found]
+    images = tuple(sorted({image for one in both for image in one}))
+    return {**known, "kubeadm": images} if len(both) == 2 and images else known
 
 
 def _brought(registry: Api, wanted: bool) -> dict[str, tuple[str, ...]]:

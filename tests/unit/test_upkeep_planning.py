@@ -255,6 +255,24 @@ def test_what_kubeadm_needs_in_a_cluster_that_is_silent_stays() -> None:
     assert [one.code for one in refused.reasons] == ["SetMissing"], "what kubeadm needs there is not known"
 
 
+def test_what_kubeadm_needs_is_known_from_a_cluster_that_reported_before() -> None:
+    """As to `retention plan` beside an operator, where the cluster file does not say a version."""
+    registry = Repositories()
+    registry.image("kubeadm-registry/canary", "v1")
+    rules = policy.parse(f"{HEAD}  sets: [kubeadm]\n", "policy.yaml")
+
+    def codes(version: str | None, *reports: ClusterReport) -> list[str]:
+        said = {one.uid: one for one in reports}
+        sets = kubeadm_sets([version, *(one.version for one in reports)])
+        made = planning.look(within(registry), KEY, rules, NOW, sets=sets, reports=said).plan(rules)
+        return [one.code for one in made.reasons] if isinstance(made, Refused) else []
+
+    assert codes(None) == ["SetMissing"], "nobody has said a version"
+    assert codes(None, ClusterReport("mine", "v1.36.3")) == []
+    assert codes(None) == []
+    assert codes("v1.30.0") == ["SetMissing"], "one whose images are not known"
+
+
 def test_a_plan_by_a_policy_with_a_shorter_grace_forgets_nothing_that_another_one_keeps(site: Site) -> None:
     """As `retention plan` does beside an operator, or the operators of two clusters."""
     patient = RULES.model_copy(update={"spec": RULES.spec.model_copy(update={"workload_grace": "30d"})})
