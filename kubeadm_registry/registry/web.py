@@ -36,8 +36,8 @@ _AUTHORITIES = (
 
 
 def client() -> httpx.Client:
-    """A client for downloads, by the proxies of the environment; it trusts the authorities that httpx does."""
-    return httpx.Client(transport=by_proxies(httpx.create_ssl_context()), trust_env=False)
+    """A client for downloads, by the proxies of the environment."""
+    return httpx.Client(transport=by_proxies(trusting()), trust_env=False)
 
 
 def trusting() -> ssl.SSLContext:

@@ -418,14 +418,15 @@ def test_a_tls_registry_on_this_machine_must_be_trusted(tls: Path, monkeypatch: 
 def test_authorities_are_found_where_debian_has_none(
     tls: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The program in one file has Debian's OpenSSL also on RHEL, where /usr/lib/ssl is not."""
+    """Debian's OpenSSL is in the one file also on RHEL, which has no /usr/lib/ssl. Programs come as images do."""
     monkeypatch.delenv("SSL_CERT_FILE")
     monkeypatch.delenv("SSL_CERT_DIR", raising=False)
     nowhere = ssl.get_default_verify_paths()._replace(cafile=None, capath=None)  # type: ignore[arg-type]
     monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: nowhere)
     monkeypatch.setattr(web, "_AUTHORITIES", (str(tmp_path / "nothing"), str(tmp_path / "ca.pem")))
-    with serving(found, tls) as server, to(server.host) as registry:
+    with serving(found, tls) as server, to(server.host) as registry, web.client() as downloads:
         assert registry.manifest("a", "v1") == MANIFEST
+        assert downloads.get(server.url).content == MANIFEST
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
     with serving(found, tls) as server, to(server.host) as registry, pytest.raises(RegistryError, match="certificate"):
         registry.manifest("a", "v1")
