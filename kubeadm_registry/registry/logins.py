@@ -24,6 +24,9 @@ _DOCKER = ("docker.io", "index.docker.io", "registry-1.docker.io")
 _DOCKER_HELPED = "https://index.docker.io/v1/"
 #: The user name with which a helper says that the secret is an identity token.
 _NO_USER = "<token>"
+#: Where podman and skopeo keep a user's logins outside of a session: after su, in cron, in a container.
+#: Source: https://github.com/containers/image/blob/main/pkg/docker/config/config.go, defaultPerUIDPathFormat.
+_NO_SESSION = Path("/run/containers")
 #: Seconds for a program of the user's that keeps logins.
 _HELPER_TIMEOUT = 30.0
 
@@ -102,8 +105,8 @@ def _places() -> Iterator[tuple[Path, bool]]:
     if named := environment.get("REGISTRY_AUTH_FILE"):
         yield Path(named), True
         return
-    if runtime := environment.get("XDG_RUNTIME_DIR"):
-        yield Path(runtime) / "containers" / "auth.json", False
+    runtime = environment.get("XDG_RUNTIME_DIR")
+    yield (Path(runtime, "containers") if runtime else _NO_SESSION / str(os.getuid())) / "auth.json", False
     yield Path(environment.get("XDG_CONFIG_HOME") or whoami.home() / ".config") / "containers" / "auth.json", False
     yield Path(environment.get("DOCKER_CONFIG") or whoami.home() / ".docker") / "config.json", False
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.registry import Login
+from kubeadm_registry.registry import Login, logins
 from kubeadm_registry.registry.logins import Logins
 
 ME = Login("me", "se:cret")
@@ -25,6 +26,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home, and nothing else in the environment."""
     for name in ("REGISTRY_AUTH_FILE", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "DOCKER_CONFIG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(logins, "_NO_SESSION", tmp_path / "run")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
@@ -49,6 +51,7 @@ def helper(home: Path, name: str, answer: str) -> None:
         ("", ".docker/config.json"),
         ("", ".config/containers/auth.json"),
         ("XDG_CONFIG_HOME", "x/containers/auth.json"),
+        ("", f"run/{os.getuid()}/auth.json"),
         ("XDG_RUNTIME_DIR", "x/containers/auth.json"),
         ("DOCKER_CONFIG", "x/config.json"),
         ("REGISTRY_AUTH_FILE", "x"),
