@@ -44,6 +44,11 @@ class Taken:
             self._done += count
             self._tell(self._done, self._total)
 
+    def again(self, count: int) -> None:
+        """*count* bytes that are counted already come once more."""
+        with self._lock:
+            self._total += count
+
 
 class Blobs:
     """The blobs in a cache, by digest; a file of that name has been compared with it.
@@ -84,14 +89,18 @@ class Blobs:
         return lambda: path.open("rb")
 
     def fetch(self, blob: oci.Descriptor, registry: Api, repository: str, patience: float, taken: Taken) -> None:
-        """Bring *blob*, from the byte on where an earlier try stopped. Raises BundleError, RegistryError."""
+        """Bring *blob*, from the byte on where an earlier run stopped, whose bytes may be damaged since.
+
+        Raises BundleError, RegistryError.
+        """
         part = self.path(blob.digest).with_suffix(".part")
         hashed = hashlib.sha256()
         with naming(part), part.open("a+b") as file:
             file.seek(0)
             while chunk := file.read(oci.CHUNK):
                 hashed.update(chunk)
-            taken.add(file.tell())
+            kept = file.tell()
+            taken.add(kept)
 
             def attempt() -> None:
                 for chunk in registry.stream(repository, blob.digest, file.tell()):
@@ -107,7 +116,12 @@ class Blobs:
                 retry(attempt, patience, reached=file.tell)
             file.flush()
             os.fsync(file.fileno())  # or a power cut leaves zeros under the name of a blob
-        if "sha256:" + hashed.hexdigest() != blob.digest:
-            part.unlink()
+            came = file.tell()
+        if "sha256:" + hashed.hexdigest() == blob.digest:
+            part.replace(self.path(blob.digest))
+            return
+        part.unlink()
+        if not kept:
             raise refused(f"content from {registry.name} does not match the digest {blob.digest}", hint="try again")
-        part.replace(self.path(blob.digest))
+        taken.again(came)
+        self.fetch(blob, registry, repository, patience, taken)
