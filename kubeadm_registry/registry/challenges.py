@@ -17,6 +17,7 @@ import httpx
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.answers import Answer
 from kubeadm_registry.registry.client import Login, json_object
+from kubeadm_registry.registry.retries import seconds_to_wait
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 #: A scheme, or a parameter with its value; both begin after a comma or a blank.
@@ -100,9 +101,10 @@ def token(answer: Answer, host: str) -> str:
         found = json_object(answer.content, f"the token of {host}")
         told = found.get("token") or found.get("access_token")
     if not (isinstance(told, str) and _PLAIN.fullmatch(told)):
+        temporary = answer.status_code in {429, 500, 502, 503, 504}
         raise RegistryError(
             f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
-            temporary=answer.status_code in {429, 500, 502, 503, 504},
-            hint=LOGIN_OR_NAME,
+            temporary=temporary, wait=seconds_to_wait(answer.headers.get("Retry-After", "")),
+            hint="" if temporary else LOGIN_OR_NAME,
         )  # fmt: skip
     return f"Bearer {told}"

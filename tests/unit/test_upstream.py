@@ -533,6 +533,24 @@ def test_a_pause_that_is_none_is_not_waited_for(tls: Path, pause: str) -> None:
         assert retry(lambda: at.manifest("a", "v1"), 30) == MANIFEST
 
 
+@pytest.mark.parametrize(("pause", "hint"), [("1", ""), ("3600", "wait 3600 seconds, as the registry requests")])
+def test_a_server_of_tokens_asks_for_a_pause_too(tls: Path, pause: str, hint: str) -> None:
+    said = [Say(429, b"{}", (("Retry-After", pause),))]
+    with (
+        serving(lambda asked: said.pop() if said else tokens(asked), tls) as busy,
+        serving(demanding(f'Bearer realm="{busy.url}/token"'), tls) as web,
+        to(web.host) as registry,
+    ):
+        begin = time.monotonic()
+        if not hint:
+            assert retry(lambda: registry.manifest("a", "v1"), 30) == MANIFEST
+            assert time.monotonic() - begin >= 1
+            return
+        with pytest.raises(RegistryError, match="returned no token: status 429") as caught:
+            retry(lambda: registry.manifest("a", "v1"), 30)
+        assert caught.value.hint.startswith(hint)
+
+
 # ---- odd answers: none is taken for the right bytes, and each ends with an error -------------------------------------
 
 
