@@ -169,6 +169,11 @@ def require(name: str, there: Sequence[oci.Platform], wanted: Sequence[oci.Platf
         raise _not_for(name, wanted, there)
 
 
+def lacking(there: Sequence[oci.Platform], wanted: Sequence[oci.Platform]) -> list[oci.Platform]:
+    """Those *wanted* that an image is not for which is *there* for these platforms; one for none is for all."""
+    return [one for one in wanted if there and not any(_fits(platform, (one,)) for platform in there)]
+
+
 def platforms_of(layout: Layout, root: oci.Descriptor, held: Collection[str]) -> list[oci.Platform]:
     """What the image *root* runs on: by its index, or by its configuration; nothing if neither says or it is no image.
 

@@ -383,6 +383,29 @@ def test_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, pinn
 
 
 @pytest.mark.parametrize("index", [False, True])
+def test_an_image_for_some_of_the_platforms(upstream: FakeUpstream, tmp_path: Path, index: bool) -> None:
+    """What nodes of the others cannot start is told here, and not by them."""
+    root = upstream.image("a/b", "v1", b"layer", platform="arm64")
+    if index:
+        entry = root.model_copy(update={"platform": oci.Platform(os="linux", architecture="arm64", variant="v8")})
+        upstream.add("a/b", "v1", oci.Index(manifests=(entry,)).to_json(), oci.INDEX)
+    name = f"{upstream.host}/a/b:v1"
+
+    def warnings(*wanted: str) -> list[str]:
+        said, source = Said(), FromRegistries((name,), patience=1)
+        create(
+            tmp_path / "a.tar", {}, images=[source], platforms=platforms(wanted), cache=tmp_path / "cache",
+            progress=said,
+        )  # fmt: skip
+        return [line for line in said if line.startswith("warning")]
+
+    lacks = f"warning: {name} is not available for"
+    assert warnings("linux/amd64", "linux/arm64") == [f"{lacks} linux/amd64"]
+    assert warnings("linux/amd64", "linux/arm64/v8", "linux/s390x") == [f"{lacks} linux/amd64, linux/s390x"]
+    assert warnings("linux/arm64", "linux/arm64/v8") == []
+
+
+@pytest.mark.parametrize("index", [False, True])
 def test_a_file_with_an_image_for_other_servers(upstream: FakeUpstream, tmp_path: Path, index: bool) -> None:
     """All of a file is taken where no platform is given, and what nobody there can start is told."""
     upstream.image("a/b", "v1", b"layer", platform="arm64")

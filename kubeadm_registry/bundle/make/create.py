@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 from kubeadm_registry.bundle import archive, signing, temporary, tool, versions
 from kubeadm_registry.bundle.delta import Base
 from kubeadm_registry.bundle.failures import CacheDamaged, of_inputs, refused
-from kubeadm_registry.bundle.images import images_in, platforms_of, prune, require, require_layers
+from kubeadm_registry.bundle.images import images_in, lacking, platforms_of, prune, require, require_layers
 from kubeadm_registry.bundle.layout import Layout
 from kubeadm_registry.bundle.make import operator_image
 from kubeadm_registry.bundle.make.context import (
@@ -272,10 +272,15 @@ def _look_at_platforms(
     layout: Layout, name: str, entry: oci.Descriptor, platforms: Sequence[oci.Platform],
     usual: Sequence[oci.Platform], bench: BuildContext,
 ) -> None:  # fmt: skip
-    """Refuse the image for *platforms* that it is not for; with none given, tell if it is not for the servers."""
+    """Refuse the image if it is for none of *platforms*, and tell those that it lacks.
+
+    With none given, tell if it is not for the servers.
+    """
     there = platforms_of(layout, entry, bench.held)
     if platforms and not _is_pinned(name):
         require(name, there, platforms)
+        if lacks := lacking(there, platforms):
+            bench.progress(f"{name} is not available for {', '.join(map(str, lacks))}", level="warning")
         return
     try:
         require(name, there, usual)
