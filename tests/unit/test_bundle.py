@@ -603,6 +603,15 @@ def test_a_program_that_tells_no_version_is_known_by_its_digest(tmp_path: Path) 
     assert any("cannot determine the version" in line and "status 3" in line for line in lines)
 
 
+def test_where_programs_may_not_run_is_said(tmp_path: Path) -> None:
+    """As in a /tmp that is mounted with noexec: `upgrade` would know the program by its digest alone, and refuse it."""
+    (tmp_path / "sh").write_text("a file that may not run")
+    (tmp_path / "garage").write_text(f"#!{tmp_path}/sh\n")
+    with pytest.raises(BundleError, match=r"^version of garage: cannot run .*: Permission denied; is ") as caught:
+        create(tmp_path / "b.tar", choose([], {"garage": tmp_path / "garage"}))
+    assert "TMPDIR" in caught.value.hint
+
+
 def test_what_a_program_needs_of_the_hosts_is_said(tmp_path: Path) -> None:
     path = tmp_path / "garage"
     path.write_bytes(elf(interpreter="/lib64/ld-linux.so.2", needed=("libc.so.6", "libm.so.6")))

@@ -308,6 +308,11 @@ def _told_version(name: str, program: Path, context: BuildContext) -> str | None
             [program, *words], what=f"version of {name}", hint="", timeout=VERSION_TIMEOUT, complaints_too=True
         )
     except BundleError as error:
+        if isinstance(error.__cause__, PermissionError):  # its mode lets it run; and no upgrade knows it by its digest
+            raise unavailable(
+                f"{error.message}; is {context.scratch.parent} mounted with noexec?",
+                hint="set TMPDIR to a directory where programs may run",
+            ) from error
         context.progress(f"cannot determine the version of {name}: {error.message}", level="warning")
         return None
     version = version_in(name, output)
