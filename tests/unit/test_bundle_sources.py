@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from bundle_files import context, elf, tar
+from bundle_files import Said, context, elf, tar
 
 from kubeadm_registry.bundle.catalogue import Packages, catalogue, known, parse, version_in
 from kubeadm_registry.bundle.make import choose, private
@@ -486,14 +486,17 @@ def test_a_command_that_is_not_there_or_fails_is_named(tmp_path: Path) -> None:
 
 
 def test_one_run_waits_for_another(tmp_path: Path) -> None:
+    first, second = Said(), Said()
     with (
-        locked(tmp_path / "lock", deadline=5),
+        locked(tmp_path / "lock", first, deadline=5),
         pytest.raises(BundleError, match="another run"),
-        locked(tmp_path / "lock", deadline=0.1),
+        locked(tmp_path / "lock", second, deadline=0.1),
     ):
         pytest.fail("two runs hold one lock")
-    with locked(tmp_path / "lock", deadline=0.1):
+    assert second == [f"waiting for another run, which has locked {tmp_path}/lock"], "or it looks like a hang"
+    with locked(tmp_path / "lock", first, deadline=0.1):
         pass
+    assert first == []
 
 
 def test_the_cache_is_where_users_expect_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import httpx
 from kubeadm_registry import locks, whoami
 from kubeadm_registry.bundle.failures import unavailable
 from kubeadm_registry.bundle.programs import architecture_of
+from kubeadm_registry.errors import BundleError
 from kubeadm_registry.printable import Level
 from kubeadm_registry.registry import web
 
@@ -145,9 +146,18 @@ def command(
 
 
 @contextlib.contextmanager
-def locked(file: Path, *, deadline: float) -> Iterator[None]:
-    """Hold the lock *file* against other runs; raises BundleError if one holds it for more than *deadline* seconds."""
+def locked(file: Path, progress: Progress, *, deadline: float) -> Iterator[None]:
+    """Hold the lock *file* against other runs; *progress* is told of a wait for one.
+
+    Raises BundleError if one holds it for more than *deadline* seconds.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     text = f"{file} has been locked by another run for more than {deadline:g} s"
-    with locks.locked(file, unavailable(text, hint="wait until it is done, or stop it"), deadline=deadline):
+    busy = unavailable(text, hint="wait until it is done, or stop it")
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.locked(file, busy, deadline=0))
+        except BundleError:
+            progress(f"waiting for another run, which has locked {file}")
+            stack.enter_context(locks.locked(file, busy, deadline=deadline))
         yield

@@ -59,7 +59,7 @@ class FromRegistries:
                 context.progress("looking for signatures, attestations and SBOMs")
                 trees += self._referring(pool, trees)
             store = Blobs(context.cache, thorough=context.thorough)
-            with locked(context.cache / "blobs.lock", deadline=LOCK_DEADLINE):
+            with locked(context.cache / "blobs.lock", context.progress, deadline=LOCK_DEADLINE):
                 self._fetch(pool, store, trees, context)
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
         entries = [tree.root for tree in trees]

@@ -132,7 +132,7 @@ class FromPackages:
         recipe, architecture = self.recipe, context.architecture
         directory = context.cache / "debian" / f"{recipe.release}-{architecture}"
         apt = Apt(directory, recipe.release, architecture, context.mirror, context.progress)
-        with locked(directory.with_suffix(".lock"), deadline=LOCK_DEADLINE):
+        with locked(directory.with_suffix(".lock"), context.progress, deadline=LOCK_DEADLINE):
             apt.update()
             packages = apt.closure([recipe.program, *recipe.also])
             version = next(package.version for package in packages if package.name == recipe.program)
