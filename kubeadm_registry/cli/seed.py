@@ -171,9 +171,10 @@ def _elsewhere(
     host, below = target
     stop = run_in_child()
     path, key = bundle or terminal.DEFAULT_BUNDLE, terminal.bundle_key(key)
+    logins = Logins(host)
     with (
         session.open_bundle(path, key, reporter.note) as opened,
-        Upstream(host, Logins(host).of, pushes=True) as registry,
+        Upstream(host, logins.of, pushes=True, advice=logins.advice) as registry,
     ):
         folder = f"{below}/" if below else ""
         items = _items(opened, folder)

@@ -94,8 +94,8 @@ def question(challenge: Challenge, repository: str, login: Login | None, *, push
     return httpx.Request("GET", realm.copy_merge_params({"scope": scope.split(), **service}), headers=headers)
 
 
-def token(answer: Answer, host: str) -> str:
-    """The header with the token that *answer*, from *host*, gives. Raises RegistryError."""
+def token(answer: Answer, host: str, advice: str = "") -> str:
+    """The header with the token that *answer*, from *host*, gives. Raises RegistryError, with *advice* if any."""
     told: object = None
     if answer.status_code == httpx.codes.OK:
         found = json_object(answer.content, f"the token of {host}")
@@ -105,6 +105,6 @@ def token(answer: Answer, host: str) -> str:
         raise RegistryError(
             f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
             temporary=temporary, wait=seconds_to_wait(answer.headers.get("Retry-After", "")),
-            hint="" if temporary else LOGIN_OR_NAME,
+            hint="" if temporary else advice or LOGIN_OR_NAME,
         )  # fmt: skip
     return f"Bearer {told}"

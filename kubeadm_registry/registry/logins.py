@@ -42,6 +42,7 @@ class Logins:
         self._files = list(_files())
         self._lock = threading.Lock()
         self._helped: dict[str, Login | None] = {}
+        self._failed = ""
 
     def of(self, repository: str) -> Login | None:
         """The login to read *repository*: the most specific one of the first file that has any; None if there is none.
@@ -53,11 +54,15 @@ class Logins:
                 return found
         return None
 
+    def advice(self) -> str:
+        """What to do where the registry refuses: look at the program that was asked for a login and failed, if any."""
+        return self._failed
+
     def _in(self, file: Path, kept: Mapping[str, Any], repository: str) -> Login | None:
         names = _DOCKER if self._host in _DOCKER else (self._host,)
         helpers = {_plain(name): helper for name, helper in _object(kept, "credHelpers", file).items()}
         if helper := next((helpers[name] for name in names if name in helpers), None):
-            return self._ask(str(helper))
+            return self._ask(str(helper), file)
         entries = {_plain(name): entry for name, entry in _object(kept, "auths", file).items()}
         path = repository.split("/")
         for length in range(len(path), -1, -1):
@@ -66,14 +71,19 @@ class Logins:
                 if found := _written(entries.get(where) or {}, where, file):
                     return found
         helper = kept.get("credsStore")
-        return self._ask(str(helper)) if helper else None
+        return self._ask(str(helper), file) if helper else None
 
-    def _ask(self, helper: str) -> Login | None:
+    def _ask(self, helper: str, file: Path) -> Login | None:
         """What the program ``docker-credential-HELPER`` keeps for the host; asked once."""
         with self._lock:
             if helper not in self._helped:
                 name = _DOCKER_HELPED if self._host in _DOCKER else self._host
-                self._helped[helper] = _told(helper, name)
+                try:
+                    self._helped[helper] = _told(helper, name)
+                except (OSError, subprocess.SubprocessError) as error:
+                    self._helped[helper] = None  # most images need none
+                    why = error.strerror if isinstance(error, OSError) else "it failed"
+                    self._failed = f"check docker-credential-{helper}, which {file} names: {why}"
             return self._helped[helper]
 
 
@@ -142,6 +152,10 @@ def _decoded(auth: Any) -> tuple[str, str]:
 
 
 def _told(helper: str, name: str) -> Login | None:
+    """The login that the program ``docker-credential-HELPER`` keeps for *name*, if any.
+
+    Raises OSError, subprocess.SubprocessError if it cannot be asked, or fails.
+    """
     try:
         told = subprocess.run(
             [f"docker-credential-{helper}", "get"], input=name.encode(), capture_output=True, check=True,
@@ -149,8 +163,12 @@ def _told(helper: str, name: str) -> Login | None:
         ).stdout  # fmt: skip
         found = json.loads(told)
         user, secret = str(found["Username"]), str(found["Secret"])
-    except (OSError, ValueError, KeyError, TypeError, subprocess.SubprocessError):
-        return None  # it keeps none for this name, and most images need none
+    except subprocess.CalledProcessError as error:
+        if b"not found" in error.stdout:  # "credentials not found in native keychain", they all say
+            return None
+        raise
+    except (ValueError, KeyError, TypeError):
+        return None
     return Login("", "", secret) if user == _NO_USER else Login(user, secret)
 
 

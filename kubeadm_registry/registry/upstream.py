@@ -38,13 +38,14 @@ _PROBE = 5.0
 class Upstream(Api):
     """The registry that images name as *host*, read by any number of threads. *timeout* is seconds of silence.
 
-    *login* gives the login for a repository, by which is also written to it if this one *pushes*. TLS, by the
+    *login* gives the login for a repository, by which is also written to it if this one *pushes*; *advice* says why it
+    may lack one. TLS, by the
     authorities that this machine trusts; plain HTTP only with this machine itself, as other clients do it.
     """
 
     def __init__(
         self, host: str, login: Callable[[str], Login | None] = lambda _: None, *, pushes: bool = False,
-        timeout: float = 30,
+        timeout: float = 30, advice: Callable[[], str] = lambda: "",
     ) -> None:  # fmt: skip
         name = _ELSEWHERE.get(host, host)
         challenges.address(f"https://{name}")
@@ -54,6 +55,7 @@ class Upstream(Api):
         )  # fmt: skip
         super().__init__(host, f"{_scheme(client, name)}://{name}", client)
         self._login = login
+        self._advice = advice
         self._pushes = pushes
         self._lock = threading.Lock()
         self._tokens: dict[tuple[str, str], str] = {}
@@ -157,7 +159,7 @@ class Upstream(Api):
                 with closing(self._sent(request)) as answer:
                     if answer.next_request is None or request.method != "GET":
                         found = whole(answer, _MAX_TOKEN, f"the token of {request.url.host}")
-                        return challenges.token(found, request.url.host)
+                        return challenges.token(found, request.url.host, self._advice())
                 request = self._onward(answer)
         raise RegistryError(
             f"the token server of {self.name} redirects more than {_MAX_REDIRECTS} times", code="RedirectRefused"
@@ -179,8 +181,8 @@ class Upstream(Api):
     def _hint(self, status: int) -> str:
         """What to do about an answer of that *status*."""
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            return challenges.LOGIN_OR_NAME
-        return ""
+            return self._advice() or challenges.LOGIN_OR_NAME
+        return self._advice() if status == httpx.codes.TOO_MANY_REQUESTS else ""
 
 
 def _scheme(client: httpx.Client, name: str) -> str:

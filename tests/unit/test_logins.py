@@ -155,6 +155,24 @@ def test_a_program_that_keeps_none(home: Path, answer: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "why"),
+    [("exit 1", "it failed"), ("sleep 9", "it failed"), ("", "No such file or directory"),
+     ("echo credentials not found in native keychain; exit 1", "")],
+)  # fmt: skip
+def test_a_program_that_fails_is_named_where_a_login_is_needed(
+    home: Path, monkeypatch: pytest.MonkeyPatch, answer: str, why: str
+) -> None:
+    monkeypatch.setattr(logins, "_HELPER_TIMEOUT", 0.5)
+    if answer:
+        helper(home, "safe", answer)
+    docker(home, credsStore="safe")
+    found = Logins("quay.io")
+    assert found.of("a") is None
+    named = f"check docker-credential-safe, which {home}/.docker/config.json names: {why}"
+    assert found.advice() == (named if why else "")
+
+
+@pytest.mark.parametrize(
     "text", ["[]", "{", '{"auths": [5]}', '{"auths": {"quay.io": 5}}', '{"auths": {"quay.io": {"auth": "!"}}}',
              '{"auths": {"quay.io": {"auth": 5}}}', '{"auths": {"quay.io": {"auth": "YWJj"}}}',
              '{"auths": {"quay.io": {"username": "a", "password": 5}}}', '{"credHelpers": 5}', "[" * 100_000],

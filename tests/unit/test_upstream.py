@@ -394,6 +394,19 @@ def test_tokens_that_are_none(tls: Path, answer: bytes, message: str) -> None:
     assert not caught.value.temporary
 
 
+@pytest.mark.parametrize("status", [401, 403, 429])
+@pytest.mark.parametrize("realm_status", [200, 403])
+def test_why_there_is_no_login_is_told_to_who_is_refused(tls: Path, status: int, realm_status: int) -> None:
+    with (
+        serving(lambda _: Say(realm_status, b'{"token": "t"}'), tls) as realm,
+        serving(lambda asked: Say(status) if asked.login else challenge(f'Bearer realm="{realm.url}"'), tls) as web,
+        Upstream(web.host, advice=lambda: "check the helper") as registry,
+        pytest.raises(RegistryError) as caught,
+    ):
+        registry.manifest("a", "v1")
+    assert caught.value.hint == "check the helper"
+
+
 # ---- on this machine -------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,8 @@ _DEPTH = 4
 
 
 def _upstream(host: str) -> Api:
-    return Upstream(host, Logins(host).of)
+    logins = Logins(host)
+    return Upstream(host, logins.of, advice=logins.advice)
 
 
 @dataclass(frozen=True, slots=True)
