@@ -65,6 +65,15 @@ def _first(answer: httpx.Response, size: int, what: str) -> bytes:
     return b"".join(found)[:size]
 
 
+def elsewhere(error: Exception, request: httpx.Request) -> str:
+    """Where *request* was redirected to when *error* came, in words; empty if it was at its own host.
+
+    The host alone: the rest of the address lets in whoever has it.
+    """
+    asked, sent = (one.url.netloc.decode() for one in (request, getattr(error, "request", request)))
+    return f", redirected to {sent}," if sent != asked else ""
+
+
 def paced(chunks: Iterator[bytes], what: str, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
     """*chunks* as they come. Raises RegistryError, temporary, if WINDOW seconds of waiting bring less than LEAST bytes.
 

@@ -23,7 +23,7 @@ from kubeadm_registry.addresses import url
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import counted, reason
-from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, cut, paced, whole
+from kubeadm_registry.registry.answers import MAX_DOCUMENT, Answer, beginning, cut, elsewhere, paced, whole
 from kubeadm_registry.registry.one_connection import OneConnection
 from kubeadm_registry.registry.retries import seconds_to_wait
 
@@ -362,8 +362,8 @@ class Api:
             yield
         except (httpx.HTTPError, UnicodeError) as error:
             raise RegistryError(
-                f"{request.method} {request.url} at {self.name} failed: {reason(error)}", code="RegistryUnreachable",
-                hint=_remedy(error), temporary=self._may_pass(error),
+                f"{request.method} {request.url} at {self.name}{elsewhere(error, request)} failed: {reason(error)}",
+                code="RegistryUnreachable", hint=_remedy(error), temporary=self._may_pass(error),
             ) from error  # fmt: skip
 
     def _may_pass(self, error: Exception) -> bool:

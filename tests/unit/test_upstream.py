@@ -161,6 +161,17 @@ def test_a_server_of_tokens_that_moved_gets_no_login_unless_it_is_the_same(tls: 
     assert (first.logins, moved.logins) == ({BASIC}, set())
 
 
+def test_who_does_not_answer_is_named_where_that_is_not_the_registry(tls: Path) -> None:
+    """A firewall may let in the registry and not the place of its blobs; what is behind the path there is a secret."""
+    with (
+        serving(redirect("https://127.0.0.1:1/x?signature="), tls) as web,
+        to(web.host) as registry,
+        pytest.raises(RegistryError, match=r"at 127\.0\.0\.1:\d+, redirected to 127\.0\.0\.1:1, failed: ") as caught,
+    ):
+        registry.blob("a", DIGEST)
+    assert "signature" not in caught.value.message
+
+
 def test_redirects_that_lead_nowhere_end(tls: Path) -> None:
     with serving(redirect(""), tls) as web, to(web.host) as registry:
         begin = time.monotonic()
