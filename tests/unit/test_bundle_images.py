@@ -25,6 +25,8 @@ from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full, parse
 from tests.unit.fake_upstream import FakeUpstream, serving
+from tests.unit.fake_web import Asked, Say
+from tests.unit.fake_web import serving as serving_web
 
 ROOT = Path(__file__).parents[2]
 LAYER = bytes(range(256)) * 4096
@@ -436,6 +438,22 @@ def test_a_blob_that_the_registry_lacks_is_told_with_its_image(
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize(
+    ("status", "hint"), [(404, "push it again"), (503, "check the network"), (429, "check the network")]
+)
+def test_a_blob_that_does_not_come_is_not_one_to_push_again(tmp_path: Path, status: int, hint: str) -> None:
+    held = FakeUpstream()
+    held.image("a/b", "v1", b"layer")
+
+    def answer(asked: Asked) -> Say:
+        content, kind = held.manifests["a/b:v1"]
+        return Say(200, content, (("Content-Type", kind),)) if "/manifests/" in asked.path else Say(status)
+
+    with serving_web(answer) as web, pytest.raises(BundleError, match=f"status {status}") as caught:
+        bundle_of(tmp_path, f"{web.host}/a/b:v1", patience=0.1)
+    assert hint in caught.value.hint
+
+
 def test_layers_that_no_tool_saves_are_told_with_the_way_out(upstream: FakeUpstream, tmp_path: Path) -> None:
     """As in `skopeo copy --all` of an image that is for Windows as well."""
     files = image(name := "registry.k8s.io/pause:3.10")
@@ -630,10 +648,18 @@ def test_a_variant_that_is_not_named_is_the_usual_one(there: str, wanted: str, f
             require("x", platforms([there]), platforms([wanted]))
 
 
-def test_an_old_form_of_image_is_refused(upstream: FakeUpstream, tmp_path: Path) -> None:
-    upstream.add("a/b", "v1", b"{}", "application/vnd.docker.distribution.manifest.v1+prettyjws")
-    with pytest.raises(BundleError, match="not an image in a supported format"):
+@pytest.mark.parametrize(
+    ("kind", "hint"),
+    [
+        ("application/vnd.docker.distribution.manifest.v1+prettyjws", "push it again"),
+        ("text/html", "check whether a proxy"),
+    ],
+)
+def test_what_is_no_image_is_refused(upstream: FakeUpstream, tmp_path: Path, kind: str, hint: str) -> None:
+    upstream.add("a/b", "v1", b"{}", kind)
+    with pytest.raises(BundleError, match="not an image in a supported format") as caught:
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert caught.value.hint.startswith(hint)
 
 
 # Logins.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from kubeadm_registry.bundle.failures import cache_damaged, refused, unavailable
 from kubeadm_registry.bundle.images import platforms_of, prune, require
@@ -108,7 +109,7 @@ class FromRegistries:
             blob, tree = item
             found = _caught(lambda: store.fetch(blob, tree.registry, tree.reference.path, self.patience, taken))
             if isinstance(found, RegistryError):
-                return unavailable(f"{tree.name}: {found.message}", hint=found.hint or _why_not(blob))
+                return unavailable(f"{tree.name}: {found.message}", hint=found.hint or _why_not(blob, found.status))
             if isinstance(found, BundleError):
                 found.message = f"{tree.name}: {found.message}"
             return found
@@ -195,7 +196,9 @@ class _Tree:
             raise refused(
                 f"{self.name} is {kind[:200] or 'of no type'} with {len(content)} bytes, not an image in a "
                 "supported format",
-                hint="push it again with a current client",
+                hint="check whether a proxy answers in place of the registry"
+                if kind == "text/html"
+                else "push it again with a current client",
             )
         return content, kind
 
@@ -213,8 +216,10 @@ class _Tree:
         self.manifests.append(content)
 
 
-def _why_not(blob: oci.Descriptor) -> str:
-    """What to do where a registry does not have *blob*, which its own manifest names."""
+def _why_not(blob: oci.Descriptor, status: int) -> str:
+    """What to do where a registry answered with *status*, or not at all, for *blob*, which its own manifest names."""
+    if status != HTTPStatus.NOT_FOUND:
+        return "check the network and the registry, then run the command again; it resumes where it stopped"
     if oci.NOT_DISTRIBUTED.search(blob.media_type):
         return (
             "registries do not hold such layers of Windows; omit the digest, so that only other platforms are included"
