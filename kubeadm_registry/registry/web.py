@@ -19,6 +19,7 @@ import httpx
 
 from kubeadm_registry import addresses
 from kubeadm_registry.errors import ConfigError
+from kubeadm_registry.printable import reason
 
 #: A name or an address, as far as a proxy's URL shows it.
 _HOST = re.compile(r"[A-Za-z0-9_.-]+|[0-9A-Fa-f:.]+")
@@ -68,13 +69,18 @@ class _ByProxies(httpx.BaseTransport):
         self._ways: dict[str, httpx.HTTPTransport] = {}
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """The answer to *request*."""
+        """The answer to *request*. Raises httpx.TransportError, which names the variable of a proxy."""
         variable, proxy = proxy_for(request.url, self._environment)
         with self._lock:
             if proxy not in self._ways:
                 self._ways[proxy] = self._way(variable, proxy)
             way = self._ways[proxy]
-        return way.handle_request(request)
+        try:
+            return way.handle_request(request)
+        except httpx.TransportError as error:
+            if not variable:
+                raise
+            raise type(error)(f"{reason(error)} (by the proxy in {variable})") from error
 
     def _way(self, variable: str, proxy: str) -> httpx.HTTPTransport:
         try:

@@ -105,3 +105,9 @@ def test_a_registry_is_asked_by_the_proxy(monkeypatch: pytest.MonkeyPatch) -> No
             registry.ping()
     assert [one.path for one in proxy.asked] == ["quay.io:443"]
     assert not caught.value.temporary
+
+
+def test_a_proxy_that_does_not_answer_is_told_apart_from_the_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    with Upstream("quay.io") as registry, pytest.raises(RegistryError, match=r"\(by the proxy in HTTPS_PROXY\)"):
+        registry.ping()
