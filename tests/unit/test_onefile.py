@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.make.sources import Built
 from kubeadm_registry.bundle.programs import Program, Source
 
+ROOT = Path(__file__).parents[2]
 #: Of these the script makes use.
 PROGRAMS = "sh tar gzip sha256sum head tail ls mkdir mktemp mv rm sync id uname dirname readlink".split()
 #: Prints how it was started and what it was given.
@@ -223,6 +225,17 @@ def test_the_same_inputs_give_the_same_bytes_and_checksums(tmp_path: Path) -> No
         ["sha256sum", "--check", "SHA256SUMS"], cwd=tmp_path / "dist", capture_output=True, text=True, check=False
     )
     assert checked.stdout.splitlines() == [f"{name}: OK" for name in sorted((first.name, second.name))]
+
+
+def test_a_path_that_cannot_be_written_is_no_traceback(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "kubeadm_registry.bundle.make.onefile", "dist"]
+    environment = {**os.environ, "XDG_CACHE_HOME": "/dev/null", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: /dev/null/kubeadm-registry/bundle/debian: not a directory",
+        "  hint: check the path, then run the command again",
+    ]
 
 
 def test_shellcheck_has_no_objection(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kubeadm_registry.bundle.make.context import BuildContext, Mirror, default_c
 from kubeadm_registry.bundle.make.sources import Built, choose
 from kubeadm_registry.bundle.programs import ARCHITECTURES, MACHINES, Program, slug
 from kubeadm_registry.bundle.tool import NAME
+from kubeadm_registry.disk import refusal
 from kubeadm_registry.errors import Error
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import Level
@@ -92,8 +93,11 @@ def main(folder: Path, architecture: str) -> None:
     """Write kubeadm-registry as one file, and SHA256SUMS, to FOLDER."""
     try:
         path = make(folder, architecture)
-    except Error as error:
-        click.echo(f"error: {error}\n  hint: {error.hint}", err=True)
+    except (Error, OSError) as error:
+        told = error if isinstance(error, Error) else refusal(error)
+        if told is None:
+            raise
+        click.echo(f"error: {told}\n  hint: {told.hint}", err=True)
         sys.exit(1)
     click.echo(path)
 
