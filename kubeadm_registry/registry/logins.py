@@ -63,7 +63,9 @@ class Logins:
         helpers = {_plain(name): helper for name, helper in _object(kept, "credHelpers", file).items()}
         if helper := next((helpers[name] for name in names if name in helpers), None):
             return self._ask(str(helper), file)
-        entries = {_plain(name): entry for name, entry in _object(kept, "auths", file).items()}
+        auths = _object(kept, "auths", file)
+        # What docker keeps for itself has a longer key, as https://index.docker.io/v1/refresh-token.
+        entries = {_plain(name): auths[name] for name in sorted(auths, key=len, reverse=True)}
         path = repository.split("/")
         for length in range(len(path), -1, -1):
             for name in names:

@@ -96,6 +96,15 @@ def test_keys_of_logins(home: Path, key: str, host: str) -> None:
     assert Logins(host).of("org/app") == ME
 
 
+def test_what_docker_keeps_beside_a_login_is_none(home: Path) -> None:
+    """`docker login` by a browser keeps its own tokens under longer keys; the login for others is where it was."""
+    hub = "https://index.docker.io/v1/"
+    beside = {f"{hub}{name}": auth(f"me:{name}") for name in ("access-token", "refresh-token")}
+    for auths in ({hub: auth(), **beside}, {**beside, hub: auth()}):
+        docker(home, auths=auths)
+        assert Logins("docker.io").of("library/a") == ME
+
+
 @pytest.mark.parametrize("key", ["quay.io/other", "quay.io/org/application", "quay.io/or", "io", "quay.io:443"])
 def test_keys_of_other_logins(home: Path, key: str) -> None:
     docker(home, auths={key: auth()})
