@@ -371,6 +371,40 @@ def test_a_second_bundle_fetches_no_blob_and_is_the_same(upstream: FakeUpstream,
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_second_bundle_reads_no_manifest_that_is_still_meant(tmp_path: Path) -> None:
+    """Docker Hub counts who reads one, so a run that failed at its limit would fail there again and again."""
+    held = FakeUpstream()
+    multi_arch(held, "a/b")
+    looks = True
+
+    def answer(asked: Asked) -> Say:
+        if "/blobs/" in asked.path:
+            return Say(200, held.blobs[asked.path.rpartition("/")[2]])
+        content, kind = held.manifests.get(asked.path.removeprefix("/v2/").replace("/manifests/", ":"), (b"{}", ""))
+        if asked.method == "HEAD" and not looks:
+            return Say(405)
+        told = (("Content-Type", kind), ("Docker-Content-Digest", oci.digest_of(content)))
+        return Say(200, b"" if asked.method == "HEAD" else content, told)
+
+    with serving_web(answer) as web:
+
+        def read() -> int:
+            """How many manifests are read for a bundle."""
+            web.asked.clear()
+            bundle_of(tmp_path, f"{web.host}/a/b:v1")
+            return len([one for one in web.asked if one.method == "GET" and "/manifests/" in one.path])
+
+        assert [read(), read()] == [3, 0]
+        for path in (tmp_path / "cache/manifests").iterdir():
+            path.write_bytes(path.read_bytes()[:-1])
+        assert [read(), read()] == [3, 0], "what is damaged is read again"
+        looks = False
+        assert read() == 1, "not every registry can be asked what a tag means"
+        looks = True
+        held.image("a/b", "v1", b"another layer")
+        assert [read(), read()] == [1, 0], "the tag means another image"
+
+
 def test_a_broken_transfer_goes_on_where_it_stopped(upstream: FakeUpstream, tmp_path: Path) -> None:
     upstream.image("a/b", "v1", LAYER)
     upstream.breaks = [300_000, 300_000]

@@ -1,4 +1,4 @@
-"""Blobs that were fetched or compressed for bundles, kept from run to run."""
+"""Manifests and blobs that were fetched or compressed for bundles, kept from run to run."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class Blobs:
         self._thorough = thorough
         self._folder = cache / "blobs" / "sha256"
         self._notes = cache / "blobs" / "notes"
-        for folder in (self._folder, self._notes):
+        self._manifests = cache / "manifests"
+        for folder in (self._folder, self._notes, self._manifests):
             folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
@@ -82,6 +83,24 @@ class Blobs:
                     path.unlink()
                     return False
         return True
+
+    def keep(self, name: str, content: bytes, kind: str) -> None:
+        """Keep the manifest *content* of the type *kind*, which *name* means now."""
+        path = self._manifest(name)
+        with naming(path):
+            path.write_bytes(f"{oci.digest_of(content)} {kind}\n".encode() + content)
+
+    def kept(self, name: str) -> tuple[bytes, str] | None:
+        """The manifest that *name* meant when it was kept, and its type; None if there is none, or it was damaged."""
+        try:
+            head, _, content = self._manifest(name).read_bytes().partition(b"\n")
+            digest, _, kind = head.decode().partition(" ")
+        except (OSError, UnicodeDecodeError):
+            return None
+        return (content, kind) if oci.digest_of(content) == digest else None
+
+    def _manifest(self, name: str) -> Path:
+        return self._manifests / hashlib.sha256(name.encode()).hexdigest()
 
     def opener(self, digest: str) -> Callable[[], io.BufferedReader]:
         """A way to open the blob."""

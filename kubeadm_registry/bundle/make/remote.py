@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
@@ -55,12 +55,12 @@ class FromRegistries:
             registries = {host: stack.enter_context(self.connect(host)) for host in sorted(hosts)}
             context.progress(f"resolving {counted(len(references), 'image')} at {', '.join(sorted(hosts))}")
             pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
-            trees = [_Tree(name, one, registries[one.host], self.patience) for name, one in references.items()]
+            store = Blobs(context.cache, thorough=context.thorough)
+            trees = [_Tree(name, one, registries[one.host], store, self.patience) for name, one in references.items()]
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
             if self.referrers:
                 context.progress("looking for signatures, attestations and SBOMs")
                 trees += self._referring(pool, trees)
-            store = Blobs(context.cache, thorough=context.thorough)
             with locked(context.cache / "blobs.lock", context.progress, deadline=LOCK_DEADLINE):
                 self._fetch(pool, store, trees, context)
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
@@ -89,7 +89,7 @@ class FromRegistries:
             for name, subject in sorted(names.items()):
                 reference = parse(name)
                 if reference is not None and name not in found:
-                    found[name] = _Tree(name, reference, subject.registry, self.patience, refers=True)
+                    found[name] = _Tree(name, reference, subject.registry, subject.store, self.patience, refers=True)
                     new.append(found[name])
             if not new:
                 break
@@ -129,6 +129,7 @@ class _Tree:
     name: str
     reference: Reference
     registry: Api
+    store: Blobs
     patience: float
     refers: bool = False
     """Whether it is there only because it refers to another one."""
@@ -180,10 +181,27 @@ class _Tree:
         except RegistryError as error:
             return unavailable(f"what refers to {self.name}: {error.message}", hint=error.hint)
 
+    def _found(self, wanted: str) -> tuple[bytes, str] | None:
+        """The manifest and its type; the one in the cache, if *wanted* still means it.
+
+        Docker Hub counts who reads a manifest, and not who looks for it (https://docs.docker.com/docker-hub/usage/pulls).
+        """
+        path, name = self.reference.path, f"{self.reference.host}/{self.reference.path}@{wanted}"
+        kept = self.store.kept(name)
+        if kept is not None:
+            digest = oci.digest_of(kept[0])
+            with suppress(RegistryError):  # not every registry can be asked so
+                if digest == wanted or digest == self.registry.digest(path, wanted):
+                    return kept
+        found = self.registry.manifest_of_type(path, wanted)
+        if found is not None and found[1] in oci.TREES:
+            self.store.keep(name, *found)
+        return found
+
     def _ask(self, wanted: str) -> tuple[bytes, str]:
         path = self.reference.path
         try:
-            found = retry(lambda: self.registry.manifest_of_type(path, wanted), self.patience)
+            found = retry(lambda: self._found(wanted), self.patience)
         except RegistryError as error:
             raise unavailable(
                 f"{self.name}: {error.message}",
