@@ -43,17 +43,19 @@ def names_in(path: Path) -> list[str]:
     what is no name, with the place.
     """
     names: set[str] = set()
-    wrong = []
+    wrong, hint = [], "use a full name, such as registry.k8s.io/pause:3.10"
     for file in _files(path):
         for place, text in _texts(file):
             name = in_pod(text)
             if name is None:
                 wrong.append(f"{place}: {text[:200]!r} is not a valid image name")
+                if text.startswith("apiVersion:"):
+                    hint = "write manifests to a file with the suffix .yaml, .yml or .json"
             else:
                 names.add(name)
     if wrong:
         more = [f"and {len(wrong) - _MOST} more"] if len(wrong) > _MOST else []
-        raise refused("\n".join([*wrong[:_MOST], *more]), hint="use a full name, such as registry.k8s.io/pause:3.10")
+        raise refused("\n".join([*wrong[:_MOST], *more]), hint=hint)
     if not names:
         raise refused(f"{path} lists no images", hint="pass a list with one name per line, or manifests with `image:`")
     return sorted(names)

@@ -277,6 +277,14 @@ def test_a_manifest_from_windows(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["docker.io/library/x:1", "docker.io/library/y:1"]
 
 
+def test_manifests_without_a_suffix_are_told_apart_from_names(tmp_path: Path) -> None:
+    """As of a pipe, or of `helm template > rendered`."""
+    (tmp_path / "rendered").write_text("---\napiVersion: v1\nkind: Pod\nspec: {containers: [{image: a:1}]}\n")
+    with pytest.raises(BundleError, match="is not a valid image name") as caught:
+        names_in(tmp_path / "rendered")
+    assert "suffix .yaml" in caught.value.hint
+
+
 def test_every_wrong_name_is_told_with_its_place(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("nginx:1\nNGINX\nok:1\nquay.io/ x\n")
     with pytest.raises(BundleError) as caught:
