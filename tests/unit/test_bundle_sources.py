@@ -15,7 +15,7 @@ from bundle_files import Said, context, elf, tar
 from kubeadm_registry.bundle.catalogue import Packages, catalogue, known, parse, version_in
 from kubeadm_registry.bundle.make import choose, private
 from kubeadm_registry.bundle.make.context import BuildContext, Mirror, command, default_cache, locked, this_architecture
-from kubeadm_registry.bundle.make.debian import closure, parse_packages, sources
+from kubeadm_registry.bundle.make.debian import closure, parse_packages, sources, unpack
 from kubeadm_registry.bundle.make.elf import read
 from kubeadm_registry.bundle.make.sources import Built, FromRelease
 from kubeadm_registry.bundle.programs import prefix_of, slug
@@ -338,6 +338,14 @@ def test_sources_are_signed_and_of_one_release() -> None:
     assert "Suites: trixie-security\n" in text
     assert "trusted" not in text
     assert "security" not in sources("trixie", "arm64", "https://mirror.example/debian", "", Path("/k.gpg"))
+
+
+def test_a_package_that_cannot_be_unpacked_has_no_room(tmp_path: Path) -> None:
+    """Its digest is right; tar says "Wrote only 9728 of 10240 bytes", and the network has no part in it."""
+    (tmp_path / "a.deb").write_bytes(b"the rest of it has no room")
+    with pytest.raises(BundleError, match="dpkg-deb failed") as caught:
+        unpack([tmp_path / "a.deb"], tmp_path / "root")
+    assert caught.value.hint.startswith("free space in ")
 
 
 def test_the_mirror_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ let it accept an unsigned index.
 from __future__ import annotations
 
 import re
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -264,6 +265,8 @@ def _has_digest(file: Path, sha256: str) -> bool:
 
 
 def unpack(packages: Iterable[Path], root: Path) -> None:
-    """Unpack package files to the directory *root*; runs none of their scripts."""
+    """Unpack package files, whose digests are right, to the directory *root*; runs none of their scripts."""
+    # That the disk is full its tar need not say.
+    hint = f"free space in {tempfile.gettempdir()}, or set TMPDIR to another directory"
     for package in packages:
-        command(["dpkg-deb", "--extract", package, root], what=f"unpack {package}", hint=_NO_APT, timeout=300)
+        command(["dpkg-deb", "--extract", package, root], what=f"unpack {package}", hint=hint, timeout=300)
