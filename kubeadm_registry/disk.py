@@ -42,6 +42,11 @@ _REFUSALS = {
     errno.ENOTEMPTY: ("PathUnusable", _PATH),
     errno.ELOOP: ("PathUnusable", _PATH),
     errno.ENAMETOOLONG: ("PathUnusable", _PATH),
+    errno.ENOLCK: (
+        "PathUnusable",
+        "use a path on a local disk (XDG_CACHE_HOME for the cache, XDG_STATE_HOME for the state of seed), then run the "
+        "command again",
+    ),
     errno.ETXTBSY: ("PathUnusable", "stop the program of that name, then run the command again"),
 }
 

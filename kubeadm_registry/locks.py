@@ -13,7 +13,7 @@ from pathlib import Path
 def locked(file: Path, busy: Exception, *, deadline: float) -> Iterator[None]:
     """Hold the lock *file*, whose folder is there; raises *busy* if another run holds it for *deadline* seconds.
 
-    It ends with the process, however that ends (flock(2)).
+    It ends with the process, however that ends (flock(2)). Raises OSError, as on a network file system without locks.
     """
     end = time.monotonic() + deadline
     with file.open("ab") as handle:
@@ -24,6 +24,9 @@ def locked(file: Path, busy: Exception, *, deadline: float) -> Iterator[None]:
                 if time.monotonic() > end:
                     raise busy from error
                 time.sleep(0.1)
+            except OSError as error:
+                error.filename = str(file)
+                raise
             else:
                 break
         yield

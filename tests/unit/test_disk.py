@@ -15,6 +15,7 @@ import pytest
 from kubeadm_registry import config
 from kubeadm_registry.cli.command import Context, exit_on_error
 from kubeadm_registry.disk import naming, read_text, refusal
+from kubeadm_registry.locks import locked
 from tests.unit.bundle_files import image, write_layout
 
 PROGRAM = (sys.executable, "-m", "kubeadm_registry")
@@ -32,6 +33,7 @@ PROGRAM = (sys.executable, "-m", "kubeadm_registry")
         (errno.EMFILE, "TooManyFiles", "/data/x: too many open files"),
         (errno.ENAMETOOLONG, "PathUnusable", "/data/x: file name too long"),
         (errno.EISDIR, "PathUnusable", "/data/x: is a directory"),
+        (errno.ENOLCK, "PathUnusable", "/data/x: no locks available"),
     ],
 )
 def test_what_the_system_refuses_has_a_code_a_path_and_a_remedy(
@@ -47,6 +49,18 @@ def test_what_the_system_refuses_has_a_code_a_path_and_a_remedy(
     said = capsys.readouterr().err
     assert said.startswith(f"error [{code}] {words}\nhint: ")
     assert "Bug" not in said
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As NFS version 3 has none where rpc.statd does not run."""
+
+    def flock(_file: object, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(OSError, match="No locks") as caught, locked(tmp_path / "lock", Exception(), deadline=0):
+        pytest.fail("nobody holds it")
+    assert caught.value.filename == str(tmp_path / "lock")
 
 
 def test_too_little_memory_is_no_bug_either(capsys: pytest.CaptureFixture[str]) -> None:
