@@ -38,16 +38,19 @@ for _tag in ("bool", "int", "float", "binary", "timestamp", "value", "merge"):
 def names_in(path: Path) -> list[str]:
     """The full names of the images in *path*: a list, a file of manifests, or a directory of such files; sorted.
 
-    A list has one name a line, and comments from ``#`` on. In manifests every ``image`` counts, wherever it stands, so
-    that custom resources count too; short names mean what they mean to containerd. Raises BundleError that tells of
-    what is no name, with the place.
+    A list has one name a line, and comments from ``#`` on; with comments alone it has none, as ``images wanted`` writes
+    it where nothing is missing. In manifests every ``image`` counts, wherever it stands, so that custom resources count
+    too; short names mean what they mean to containerd. Raises BundleError that tells of what is no name, and where.
     """
     names: set[str] = set()
+    is_list = False
     wrong, hint = [], "use a full name, such as registry.k8s.io/pause:3.10"
     for file in _files(path):
         for place, text in _texts(file):
             name = in_pod(text)
-            if name is None:
+            if not text:
+                is_list = True
+            elif name is None:
                 wrong.append(f"{place}: {text[:200]!r} is not a valid image name")
                 if text.startswith("apiVersion:"):
                     hint = "write manifests to a file with the suffix .yaml, .yml or .json"
@@ -56,7 +59,7 @@ def names_in(path: Path) -> list[str]:
     if wrong:
         more = [f"and {len(wrong) - _MOST} more"] if len(wrong) > _MOST else []
         raise refused("\n".join([*wrong[:_MOST], *more]), hint=hint)
-    if not names:
+    if not names and not is_list:
         raise refused(f"{path} lists no images", hint="pass a list with one name per line, or manifests with `image:`")
     return sorted(names)
 
@@ -104,12 +107,13 @@ def _manifests_below(folder: Path) -> list[Path]:
 
 
 def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    """What stands where a name should be, with the place."""
+    """What stands where a name should be, with the place; nothing for a comment in a list."""
     content = _content(file)
     if not _is_manifest(file):
         for number, line in enumerate(content.splitlines(), start=1):
-            if text := line.partition("#")[0].strip():
-                yield f"{file}:{number}", text
+            text, comment, _ = line.partition("#")
+            if text.strip() or comment:
+                yield f"{file}:{number}", text.strip()
         return
     for value in _mappings(file, content):
         image = value.get("image")

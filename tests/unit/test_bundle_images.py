@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.bundle.make import FromLayout, create, images_from
 from kubeadm_registry.bundle.make.remote import FromRegistries
 from kubeadm_registry.errors import BundleError, ConfigError
+from kubeadm_registry.images.wanted import to_text
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import full, parse
 from tests.unit.fake_upstream import FakeUpstream, serving
@@ -275,6 +277,15 @@ def test_a_manifest_from_windows(tmp_path: Path) -> None:
     (tmp_path / "LIST.JSON").write_text('{"image": "y:1"}')
     assert names_in(tmp_path / "PODS.YAML") == ["docker.io/library/x:1"]
     assert names_in(tmp_path) == ["docker.io/library/x:1", "docker.io/library/y:1"]
+
+
+def test_a_list_of_comments_has_no_image(tmp_path: Path) -> None:
+    """`images wanted` writes it where nothing is missing, and the next bundle is created all the same."""
+    (tmp_path / "list").write_text(to_text({}, "30d", datetime.now(UTC)))
+    assert images_from(["a:1"], [tmp_path / "list"]) == images_from(["a:1"], [])
+    (tmp_path / "list").write_text("\n \n")
+    with pytest.raises(BundleError, match="lists no images"):
+        names_in(tmp_path / "list")
 
 
 def test_manifests_without_a_suffix_are_told_apart_from_names(tmp_path: Path) -> None:
