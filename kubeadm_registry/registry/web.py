@@ -48,9 +48,11 @@ def trusting() -> ssl.SSLContext:
     """
     paths = ssl.get_default_verify_paths()
     named = os.environ.get(paths.openssl_cafile_env) or os.environ.get(paths.openssl_capath_env)
-    if named or paths.cafile or paths.capath:
-        return ssl.create_default_context()
-    return ssl.create_default_context(cafile=next(filter(os.path.isfile, _AUTHORITIES), None))
+    known = named or paths.cafile or paths.capath
+    context = ssl.create_default_context(cafile=None if known else next(filter(os.path.isfile, _AUTHORITIES), None))
+    # From Python 3.13 on certificates must have all that RFC 5280 asks for, which those of sites and proxies do not.
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return context
 
 
 def by_proxies(tls: ssl.SSLContext, environment: Mapping[str, str] = os.environ) -> httpx.BaseTransport:

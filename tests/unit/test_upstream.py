@@ -456,6 +456,19 @@ def test_authorities_are_found_where_debian_has_none(
         registry.manifest("a", "v1")
 
 
+def test_authorities_of_sites_need_not_be_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Python 3.13 on "Missing Authority Key Identifier" was all that came through many a company's proxy."""
+    made = ssl.create_default_context
+
+    def strict(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        context = made(*arguments, **options)
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", strict)
+    assert not web.trusting().verify_flags & ssl.VERIFY_X509_STRICT
+
+
 def test_a_plain_registry_on_this_machine_may_not_send_elsewhere_by_http() -> None:
     with (
         serving(redirect("http://registry.example.com")) as web,
