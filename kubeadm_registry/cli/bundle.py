@@ -196,7 +196,7 @@ def sign(context: Context, file: Path, key: Path) -> None:
 @command("inspect", parent=group, short_help="Show a bundle's programs and images")
 @click.argument("file", type=click.Path(path_type=Path), default=DEFAULT_BUNDLE)
 def inspect(context: Context, file: Path) -> None:
-    """Show the programs in a bundle, with version, origin and digest, and its images."""
+    """Show the programs in a bundle, with version, digest, origin and what they were compared with, and its images."""
     description = bundle.inspect(file)
     if context.output == "json":
         echo(json.dumps(description))
@@ -204,7 +204,8 @@ def inspect(context: Context, file: Path) -> None:
     for program in description["programs"]:
         source = program["source"]
         echo(f"program  {program['name']:<14} {program['version']:<22} {program['architecture']:<6} "
-             f"{program['size'] / 1e6:7.1f} MB  {source['kind']}: {source['origin']}")  # fmt: skip
+             f"{program['size'] / 1e6:7.1f} MB  {program['digest']}  {source['kind']}: {source['origin']}, "
+             f"compared with {source['checked'] or 'nothing'}")  # fmt: skip
     for image in description["images"]:
         echo(f"image    {image['name']}  {image['digest']}")
     if description["base"]:

@@ -713,8 +713,10 @@ def test_a_bundle_is_made_verified_and_looked_into(run: Terminal) -> None:
     assert made.exit_code == 0, made.output
     assert made.stdout.splitlines()[-1].startswith("x.tar: ")
     assert run("bundle", "verify", "x.tar").exit_code == 0
-    assert "program  garage" in run("bundle", "inspect", "x.tar").stdout
+    told = run("bundle", "inspect", "x.tar").stdout
     [shown] = lines(run("bundle", "inspect", "x.tar", "-o", "json"))
+    assert "program  garage" in told
+    assert f"{shown['programs'][0]['digest']}  file: garage, compared with nothing: the user's own file\n" in told
     assert [program["name"] for program in shown["programs"]] == ["garage"]
     damaged = bytearray((run.folder / "x.tar").read_bytes())
     damaged[len(damaged) // 2] ^= 1
