@@ -603,6 +603,14 @@ def test_a_program_that_tells_no_version_is_known_by_its_digest(tmp_path: Path) 
     assert any("cannot determine the version" in line and "status 3" in line for line in lines)
 
 
+def test_a_program_that_cannot_run_here_is_known_by_its_digest(tmp_path: Path) -> None:
+    """And two such digests are of versions that `upgrade` takes for any, so it is said before the air gap."""
+    other = "arm64" if this_architecture() == "amd64" else "amd64"
+    program, lines = make(tmp_path, script(tmp_path / "garage"), other)
+    assert program.version.startswith("sha256-")
+    assert any(line.startswith("warning: cannot run garage here") and f"on a {other} host" in line for line in lines)
+
+
 def test_where_programs_may_not_run_is_said(tmp_path: Path) -> None:
     """As in a /tmp that is mounted with noexec: `upgrade` would know the program by its digest alone, and refuse it."""
     (tmp_path / "sh").write_text("a file that may not run")

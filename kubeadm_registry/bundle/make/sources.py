@@ -301,6 +301,11 @@ def _supported(name: str, version: str | None) -> str | None:
 def _told_version(name: str, program: Path, context: BuildContext) -> str | None:
     """Ask *program* for its version; None if this machine cannot run it or it tells none."""
     if context.architecture != this_architecture():
+        context.progress(
+            f"cannot run {name} here to determine its version, and `upgrade` refuses other builds beside one that it "
+            f"knows by its digest: create the bundle on a {context.architecture} host",
+            level="warning",
+        )
         return None
     words = catalogue()[name].version.arguments
     try:
