@@ -151,7 +151,11 @@ def test_an_upstream_that_fails_is_named(tmp_path: Path) -> None:
     def broken() -> httpx.Response:
         raise httpx.ConnectError("no route")
 
-    assert "no route" in refusal(tmp_path, "zot", {SUMS: broken}).message
+    assert refusal(tmp_path, "zot", {SUMS: broken}).message == f"cannot download {SUMS}: no route"
+    there = "https://objects.example/sums?signature=x"
+    moved = {SUMS: httpx.Response(302, headers={"location": there}), there: broken}
+    told = refusal(tmp_path, "zot", moved).message
+    assert told == f"cannot download {SUMS}, redirected to objects.example: no route"
 
 
 def test_a_list_of_sums_without_end_is_refused(tmp_path: Path) -> None:

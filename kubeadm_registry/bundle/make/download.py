@@ -15,6 +15,7 @@ from kubeadm_registry.bundle.failures import refused, unavailable
 from kubeadm_registry.bundle.make.context import BuildContext
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.printable import reason
+from kubeadm_registry.registry.answers import elsewhere
 
 #: The largest file that is fetched, in bytes.
 MAX_DOWNLOAD = 1024**3
@@ -97,4 +98,5 @@ def _response(context: BuildContext, url: str, hint: str) -> Iterator[httpx.Resp
                     return
             raise unavailable(f"{url} redirected more than {MAX_REDIRECTS} times", hint=hint)
     except httpx.HTTPError as error:
-        raise unavailable(f"cannot download {url}: {reason(error)}", hint=hint) from error
+        at = elsewhere(error, httpx.Request("GET", url)).removesuffix(",")
+        raise unavailable(f"cannot download {url}{at}: {reason(error)}", hint=hint) from error
