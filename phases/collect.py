@@ -248,9 +248,11 @@ class _Restarted:
     def apply(self, host: Host) -> None:
         # One that nobody waits for any more, as after an interrupt, must not go on while pushes do.
         self.run.leader.do("end")
-        for other in self.run.cluster.hosts:
-            wait(other, self._trouble, what="the node serves reads", timeout=60, interval=0.5)
+        side_by_side(self._serves, self.run.cluster.hosts)
         self.run.member(host).do("restart", run=self.run.run)
+
+    def _serves(self, host: Host) -> None:
+        wait(host, self._trouble, what="the node serves reads", timeout=60, interval=0.5)
 
     def _trouble(self, host: Host) -> str | None:
         return seen(self.run.member(host)).trouble

@@ -203,7 +203,7 @@ class PolicySpec(Model):
 
     free_space: Literal["Daily", "Never"] = "Daily"
     """Whether the operator frees the space of permanently deleted images: at most once a day, and only after something
-    was, or while less than 15 % of a disk is free. With Distribution, pushes wait for some seconds meanwhile."""
+    was, or while less than 15 % of a disk is free. With Distribution, pushes wait meanwhile, for about a minute."""
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
