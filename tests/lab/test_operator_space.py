@@ -42,7 +42,7 @@ def argv(one: Operator) -> list[str | Path]:
 
 
 def free(one: Operator) -> dict[str, Any]:
-    said: dict[str, Any] = json.loads(one.registry.lab.run(*argv(one), timeout=300).stdout.splitlines()[-1])
+    said: dict[str, Any] = json.loads(one.registry.lab.run(*argv(one), timeout=600).stdout.splitlines()[-1])
     return said
 
 
