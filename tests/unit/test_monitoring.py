@@ -202,6 +202,11 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         assert len(set(letters)) == len(letters)
 
 
+def test_where_a_storage_that_misses_a_node_counts_one_that_still_copies_does() -> None:
+    for text in expressions():
+        assert ("StoragePartial" in text) == ("StorageCopying" in text), text
+
+
 def pages() -> list[Path]:
     docs = Path(__file__).parents[2] / "docs"
     return [docs / "monitoring.md", *sorted((docs / "alerts").glob("*.md"))]
