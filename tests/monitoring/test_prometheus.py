@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +83,12 @@ class Server:
             return []
         return [({k: v for k, v in one["metric"].items() if k != "__name__"}, float(one["value"][1])) for one in found]
 
+    def errors(self) -> dict[str, str]:
+        """What the last scrape of each job failed with, by the job's name."""
+        with urllib.request.urlopen(f"http://{self.address}/api/v1/targets", timeout=10) as answer:
+            found = json.load(answer)["data"]["activeTargets"]
+        return {one["labels"]["job"]: one["lastError"] for one in found}
+
     def nodes(self, query: str) -> list[str]:
         """The nodes of these series."""
         return sorted(labels["node"] for labels, _ in self.ask(query))
@@ -103,6 +113,13 @@ def server(prometheus: Path, folder: Path, started: list[Agent]) -> Iterator[Ser
         target["targets"] = [agent.endpoint]
     job["scrape_interval"] = "1s"
     config["global"] = {"evaluation_interval": "1s"}
+    with running(prometheus, folder, config) as found:
+        yield found
+
+
+@contextmanager
+def running(prometheus: Path, folder: Path, config: dict[str, Any]) -> Iterator[Server]:
+    """By this *config*."""
     file = folder / "prometheus.yml"
     file.write_text(yaml.safe_dump(config))
     address = f"127.0.0.1:{free_port(socket.SOCK_STREAM)}"
@@ -150,3 +167,48 @@ def test_prometheus_reads_the_agents_and_finds_a_lost_one(prometheus: Path, tmp_
         # This rule comes after that of nodes that are down: until then what it found before is there.
         unread = "job_node:kubeadm_registry_unscraped"
         wait_until("no node to be up and unread", lambda: not found.nodes(unread), seconds=60)
+
+
+@contextmanager
+def port_of(folder: Path, name: str, served: pki.Pair) -> Iterator[int]:
+    """Who asks for a certificate of ours there, as an agent does, gets a page."""
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.crt"))
+    tls.load_cert_chain(pem(folder / f"{name}.pem", served))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as found:
+        found.socket = tls.wrap_socket(found.socket, server_side=True)
+        threading.Thread(target=found.serve_forever, daemon=True).start()
+        yield found.server_port
+        found.shutdown()
+
+
+def test_the_page_of_a_silent_agent_knows_whose_certificate_is_meant(prometheus: Path, tmp_path: Path) -> None:
+    (tmp_path / "ca.crt").write_text(AUTHORITY.certificate)
+    past, other = timedelta(days=-1), pki.make_ca("registry")
+
+    def node(authority: pki.Pair = AUTHORITY, lifetime: timedelta = -past) -> pki.Pair:
+        return pki.issue(authority, "cp-1", ["127.0.0.1"], lifetime=lifetime)
+
+    def metrics(authority: pki.Pair = AUTHORITY, lifetime: timedelta = -past) -> pki.Pair:
+        return pki.issue(authority, "metrics", [], unit=pki.METRICS_UNIT, lifetime=lifetime)
+
+    cases = {
+        "certificate has expired": (node(lifetime=past), metrics(), "`kubeadm-registry init`"),
+        "tls: expired certificate": (node(), metrics(lifetime=past), "`kubeadm-registry credentials --role metrics`"),
+        "certificate signed by unknown authority": (node(other), metrics(), "`kubeadm-registry ca`"),
+        "tls: unknown certificate authority": (node(), metrics(other), "`kubeadm-registry credentials --role metrics`"),
+    }
+    page = (MONITORING.parents[1] / "docs/alerts/RegistryAgentSilent.md").read_text().splitlines()
+    jobs = []
+    with ExitStack() as stack:
+        for number, (words, (served, shown, remedy)) in enumerate(cases.items()):
+            port = stack.enter_context(port_of(tmp_path, f"node-{number}", served))
+            own = pem(tmp_path / f"metrics-{number}.pem", shown)
+            files = {"ca_file": str(tmp_path / "ca.crt"), "cert_file": own, "key_file": own}
+            jobs.append({"job_name": words, "scheme": "https", "scrape_interval": "1s", "scrape_timeout": "1s",
+                         "tls_config": files, "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]})  # fmt: skip
+            assert [remedy in line for line in page if f"`{words}`" in line] == [True], words
+        found = stack.enter_context(running(prometheus, tmp_path, {"scrape_configs": jobs}))
+        wait_until("it to run", lambda: found.ask("vector(1)"), seconds=60)
+        wait_until("each to fail", lambda: all(found.errors().values()), seconds=60)
+        assert {words: error for words, error in found.errors().items() if words not in error} == {}
