@@ -134,6 +134,13 @@ def test_every_command_in_a_block_can_be_run_as_it_stands(root: Path, monkeypatc
     assert wrong == {}
 
 
+def test_damaged_blocks_are_looked_for_where_blocks_are_repaired(root: Path) -> None:
+    """Garage's `repair blocks` finds missing ones only; its scrub is what reads them (garage/src/block/repair.rs)."""
+    texts = [page.read_text() for page in pages(root)]
+    shown = [re.findall(r"[$]G .* repair --yes (scrub start|blocks)", text) for text in texts]
+    assert [found for found in shown if found] == [["scrub start", "blocks"]] * 2
+
+
 GARAGE = re.compile(r"\bG=\$\(.*\)")
 
 
