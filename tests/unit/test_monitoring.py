@@ -218,6 +218,12 @@ def test_every_command_of_a_page_is_there(page: Path) -> None:
         assert unknown(words) == "", words
 
 
+def test_the_log_of_the_operator_is_that_of_the_replica_that_acts_too() -> None:
+    """Of a Deployment's pods `kubectl logs` takes one, without --all-pods."""
+    shown = [line for page in pages() for line in page.read_text().splitlines() if "kubectl logs deployment/" in line]
+    assert [line for line in shown if "--all-pods" not in line] == []
+
+
 def test_the_pages_use_units_and_paths_that_are_there() -> None:
     text = "\n".join(page.read_text() for page in pages())
     names = {name.rstrip("-") for name in re.findall(r"(?:-u|systemctl \w+) (kubeadm-registry-[a-z]+)", text)}
