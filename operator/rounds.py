@@ -479,7 +479,7 @@ class Rounds:
         if self.objects.put_status(plural, found, status):
             for change in changes(old, verdicts):
                 post(self.objects, self.replica, found, change)
-        if plural == CLUSTERS:
+        if plural == CLUSTERS and ANOTHER_OBJECT not in [one.reason for one in verdicts]:
             self.figures.replace(
                 "condition", {(("type", one["type"]), ("status", one["status"])): 1 for one in conditions}
             )

@@ -6,7 +6,8 @@ import json
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -16,13 +17,14 @@ from kubeadm_registry.access.executor import ByHelper
 from kubeadm_registry.access.replacing import Standing
 from kubeadm_registry.agent import status as agents
 from kubeadm_registry.custom_resources.plans import PlanStatus
-from kubeadm_registry.errors import ConfigError, ConnectionFailed, RegistryError
+from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error, RegistryError
 from kubeadm_registry.members import Members
 from kubeadm_registry.operator import health, images, looking, plans, way
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
 from kubeadm_registry.operator.probes import Agent, Probe, parsed
+from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.operator.watching import Changes
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention import Plan, Reason, Refused, Use, policy
@@ -396,3 +398,20 @@ def test_metrics_of_the_operator() -> None:
         'kubeadm_registry_operator_errors_total{round="plans"} 2',
         "kubeadm_registry_operator_leader 1",
     ]
+
+
+def test_what_is_so_of_the_registry_is_exported_while_a_second_object_is_told_that_it_is_one() -> None:
+    """For an alert to last, all the time: the look that comes next takes seconds."""
+    document = CLUSTER.model_dump(by_alias=True, exclude_none=True, mode="json")
+    found = [{**document, "metadata": {"name": name, "generation": 1}} for name in ("registry", "second")]
+    objects: Any = SimpleNamespace(list=lambda _: found, put_status=lambda *_: False)
+    figures = Figures()
+    figures.set("condition", 1, type="ImagesMissing", status="True")
+    before = figures.text()
+
+    def way() -> Way:
+        raise Error("the look begins")
+
+    with pytest.raises(Error, match="the look begins"):
+        Rounds("here", objects, cast(Any, None), way, figures, cast(Any, None)).health()
+    assert figures.text() == before
