@@ -22,6 +22,7 @@ from kubeadm_registry.components.services import services
 from kubeadm_registry.result import Result
 from kubeadm_registry.status import NodeStatus, condition, judge
 from kubeadm_registry.transport import host_python
+from tests.unit.agent_sample import everything
 from tests.unit.fake_cluster import authority
 from tests.unit.fakes import FakeTransport
 
@@ -689,3 +690,14 @@ def test_the_newest_failovers_are_told() -> None:
     assert {one["what"] for one in found[:2]} == {"vip", "lease"}, "of the same moment"
     assert len(found) == status.FAILOVERS
     assert found[0]["time"] == "1970-01-01T00:03:19Z"
+
+
+def test_each_field_that_programs_get_is_on_its_page(root: Path) -> None:
+    full = replace(well("cp-1"), agent=everything(), trouble="x", authority_ends=NOW)
+    move = {"time": 0.0, "what": "vip", "here": True}
+    found = judge(THREE, [full, *(replace(one, agent={"moves": [move]}) for one in (well("cp-2"), well("cp-3")))])
+    page = (root / "docs/status.md").read_text()
+    for kind in ("nodes", "failovers"):
+        table = page.partition(f"| field of `{kind}[]` |")[2].partition("\n\n")[0]
+        first = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+        assert first == found[kind][0].keys(), kind
