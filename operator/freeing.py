@@ -41,6 +41,12 @@ def due(last: float | None, history: History, *, filling: bool, now: float) -> b
     return filling or any(run.purged and run.ended >= (last or 0) for run in history.runs)
 
 
+def failed(found: Mapping[str, Any]) -> bool:
+    """Whether the RegistryCluster *found* says that no space could be freed."""
+    said = found.get("status", {}).get("conditions", ())
+    return any(one["type"] == KIND and one["status"] == "False" for one in said)
+
+
 @dataclass(frozen=True, slots=True)
 class Freed:
     """What came of it: the condition, and the record for the status of the cluster, None if it failed."""

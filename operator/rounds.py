@@ -275,14 +275,14 @@ class Rounds:
             if (completed := freeing.complete(cluster, members)) is not None:
                 self._tell(completed)
         try:
-            if not policies:
-                return
-            wanted = policy.from_object(policies[0]).spec.free_space == "Daily"
+            wanted = bool(policies) and policy.from_object(policies[0]).spec.free_space == "Daily"
         except ConfigError:
             return
-        if not wanted:
+        if not wanted and policies:
             self._tell(Verdict(freeing.KIND, None, "Disabled", "the policy says freeSpace: Never"))
-        elif members is not None and the_way.key and the_way.login is not None:
+        elif not wanted and freeing.failed(mine):
+            self._tell(Verdict(freeing.KIND, None, "NoPolicy", "there is no RegistryPolicy, so no space is freed"))
+        elif wanted and members is not None and the_way.key and the_way.login is not None:
             self._free(cluster, the_way, members, mine)
 
     def _free(self, cluster: config.RegistryCluster, the_way: Way, members: Sequence[Member], mine: Object) -> None:

@@ -474,6 +474,16 @@ def test_a_round_leaves_it_to_people_where_the_policy_says_so(turns: Turns) -> N
     assert {step for _, step in turns.site.asked} == {"look"}
 
 
+def test_a_failure_is_none_any_more_once_there_is_no_policy(turns: Turns) -> None:
+    turns.purge()
+    turns.site.world.broken = True
+    assert turns.round() == "CollectionFailed"
+    turns.objects.policy = {}
+    turns.again()
+    assert turns.round(3600) == "NoPolicy"
+    assert turns.objects.cluster["status"]["conditions"][-1]["status"] == "Unknown"
+
+
 def test_after_a_failure_it_is_tried_again_an_hour_later(turns: Turns) -> None:
     turns.purge()
     turns.site.world.broken = True
