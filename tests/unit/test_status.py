@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from kubeadm_registry import config, paths, pki, status
+from kubeadm_registry.access.presence import Presence
 from kubeadm_registry.agent import conditions as agent_conditions
 from kubeadm_registry.agent import served
 from kubeadm_registry.cli.status import MEANINGS, exit_code, show
@@ -696,8 +697,9 @@ def test_each_field_that_programs_get_is_on_its_page(root: Path) -> None:
     full = replace(well("cp-1"), agent=everything(), trouble="x", authority_ends=NOW)
     move = {"time": 0.0, "what": "vip", "here": True}
     found = judge(THREE, [full, *(replace(one, agent={"moves": [move]}) for one in (well("cp-2"), well("cp-3")))])
+    found["images"] = [Presence("app:v1", 1, {}, 3).to_dict()]
     page = (root / "docs/status.md").read_text()
-    for kind in ("nodes", "failovers"):
+    for kind in ("nodes", "failovers", "images"):
         table = page.partition(f"| field of `{kind}[]` |")[2].partition("\n\n")[0]
         first = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
         assert first == found[kind][0].keys(), kind
