@@ -112,10 +112,15 @@ class Record(_Record):
         else:
             known = {(item.table, item.key): item for item in entry.edits}
             for item in new:
-                # The value to go back to is the first one, not one of ours that was replaced since.
                 first = known.get((item.table, item.key), item)
-                former = tuple(one for one in dict.fromkeys((*first.former, first.new)) if one != item.new)
-                kept = {"file": item.file, "new": item.new, "opens": first.opens or item.opens, "former": former}
+                ours = (*first.former, first.new)
+                # The value to go back to is the last one that was not ours.
+                old = first.old if item.old in ours else item.old
+                former = tuple(one for one in dict.fromkeys(ours) if one != item.new)
+                kept = {
+                    "file": item.file, "new": item.new, "old": old, "opens": first.opens or item.opens,
+                    "former": former,
+                }  # fmt: skip
                 known[item.table, item.key] = first.model_copy(update=kept)
             edited = entry.edited or before != entry.sha256
             update: Mapping[str, Any] = {"sha256": after, "edits": tuple(known.values()), "edited": edited}

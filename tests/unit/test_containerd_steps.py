@@ -165,6 +165,19 @@ def test_a_later_pause_image_of_ours_leaves_the_way_back(rooted: Rooted) -> None
     assert rooted.path(CONFIG).read_bytes() == original
 
 
+@pytest.mark.parametrize("line", ['  sandbox_image = "registry.k8s.io/pause:3.9"\n', ""], ids=["changed", "removed"])
+def test_the_way_back_is_what_the_user_wrote_between_two_runs(rooted: Rooted, line: str) -> None:
+    original = 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "registry.k8s.io/pause:3.8"\n'
+    rooted.put(CONFIG, original)
+    init(rooted)
+    ours = '  sandbox_image = "registry.k8s.io/pause:3.10.2"\n'
+    rooted.put(CONFIG, rooted.path(CONFIG).read_text().replace(ours, line))
+    assert init(rooted)
+    assert ours in rooted.path(CONFIG).read_text()
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == "".join([*original.splitlines(True)[:2], line])
+
+
 def test_a_pause_image_of_an_earlier_cluster_file_is_replaced(rooted: Rooted) -> None:
     rooted.put(CONFIG, "version = 2\n")
     init(rooted, replace(SETTINGS, sandbox_image="registry.k8s.io/pause:4.0"))
