@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kubeadm_registry.containerd.record import DIRECTORY, ORIGINALS, WRITTEN, Original, Originals, Record, Written
-from kubeadm_registry.containerd.settings import Refused, unmerge
+from kubeadm_registry.containerd.settings import Refused
+from kubeadm_registry.containerd.unmerge import unmerge
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged, NewerFormat
 from kubeadm_registry.transport.host import FileState, Host

@@ -10,8 +10,9 @@ from kubeadm_registry.containerd import hosts as hosts_toml
 from kubeadm_registry.containerd.changes import DROP_IN, NEW_CONFIG
 from kubeadm_registry.containerd.record import DIRECTORY, Written
 from kubeadm_registry.containerd.replace import replace
-from kubeadm_registry.containerd.settings import CERTS_D, Refused, plan, unmerge
+from kubeadm_registry.containerd.settings import CERTS_D, Refused, plan
 from kubeadm_registry.containerd.survey import ConfigFile
+from kubeadm_registry.containerd.unmerge import unmerge
 from kubeadm_registry.engine.changes import unified
 from kubeadm_registry.errors import Error
 from kubeadm_registry.transport.host import FileState, Host
@@ -98,12 +99,15 @@ class OriginalConfig:
 
 
 def _without_ours(now: FileState, written: Written, *, is_new: bool) -> FileState | None:
-    """A file that was edited since, without our keys; None if it is one that we made and nothing else is in it."""
-    text = unmerge(now.content.decode(errors="surrogateescape"), written.undoable)
-    if is_new:
-        text = "".join(line for line in edit.lines_of(text) if line.strip() != NEW_CONFIG.strip())
-        if not text.strip():
-            return None
+    """A file that was edited since, without our keys; None if we made it, and nothing else is in it.
+
+    Where somebody had removed it between two runs, we made it although it is not *is_new*.
+    """
+    lines = edit.lines_of(unmerge(now.content.decode(errors="surrogateescape"), written.undoable))
+    rest = [line for line in lines if line.strip() != NEW_CONFIG.strip()]
+    text = "".join(rest)
+    if not text.strip() and (is_new or len(rest) < len(lines)):
+        return None
     return FileState(text.encode(errors="surrogateescape"), now.mode, now.owner)
 
 

@@ -152,17 +152,6 @@ class Edit:
         """*text* with the key set."""
         return edit.set_key(text, self.table, self.key, self.new)
 
-    def undo(self, text: str) -> str:
-        """*text* without our value. A key that was changed since stays, and ``version`` as long as names hang on it."""
-        values = edit.parse(text)
-        if edit.get(values, (*self.table, self.key)) not in (self.new, *self.former):
-            return text
-        if (*self.table, self.key) == ("version",) and not (_is_unversioned(values) and not values.get("imports")):
-            return text
-        if self.old is not None:
-            return edit.set_key(text, self.table, self.key, self.old)
-        return edit.unset_key(text, self.table, self.key, drop_header=self.opens)
-
 
 @dataclass(frozen=True, slots=True)
 class InForce:
@@ -455,10 +444,10 @@ def plan(
 
 def _is_blank(layers: Sequence[Layer]) -> bool:
     """Whether no file names a version, nor anything whose name depends on it."""
-    return all(not layer.version and _is_unversioned(layer.values) for layer in layers)
+    return all(not layer.version and is_unversioned(layer.values) for layer in layers)
 
 
-def _is_unversioned(values: dict[str, Any]) -> bool:
+def is_unversioned(values: dict[str, Any]) -> bool:
     """Whether nothing in a file's *values* has a name that depends on the file's version."""
     return not any(values.get(key) for key in ("plugins", "disabled_plugins", "required_plugins"))
 
@@ -477,19 +466,3 @@ def contradictions(expected: InForce, dump: str, containerd: Version) -> Iterato
         yield f"config_path should be {expected.config_path or 'unset'} and is {dumped(_CONFIG_PATH) or 'unset'}"
     if expected.sandbox_image is not None and dumped(_SANDBOX) != expected.sandbox_image:
         yield f"the pause image should be {expected.sandbox_image} and is {dumped(_SANDBOX) or 'unset'}"
-
-
-def unmerge(text: str, edits: Iterable[Edit]) -> str:
-    """*text* without what *edits* set, as far as it still says so; the reverse of ``plan`` for a file edited since.
-
-    Raises Refused if *text* is not TOML any more, for then nobody can tell what in it is ours.
-    """
-    for change in reversed(list(edits)):
-        try:
-            text = change.undo(text)
-        except (edit.Unparsable, edit.Uneditable) as error:
-            raise Refused(
-                f"{change.file}: {error}",
-                hint=f"remove {change.key} = {edit.literal(change.new)} manually, then run the command again",
-            ) from error
-    return text

@@ -26,8 +26,8 @@ from kubeadm_registry.containerd.settings import (
     contradictions,
     pauses,
     plan,
-    unmerge,
 )
+from kubeadm_registry.containerd.unmerge import unmerge
 from tests.unit import containerd_dump
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "containerd"

@@ -157,6 +157,18 @@ def test_a_file_with_nothing_but_our_comment_goes(rooted: Rooted, rest: str) -> 
     assert without_ours(rooted.tree()) == before
 
 
+@pytest.mark.parametrize("later", [None, "disabled_plugins = []\n"], ids=["removed", "another package's"])
+def test_a_configuration_that_was_replaced_between_two_runs(rooted: Rooted, later: str | None) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    rooted.path(CONFIG).unlink()
+    if later is not None:
+        rooted.put(CONFIG, later)
+    assert init(rooted)
+    reset(rooted)
+    assert (rooted.path(CONFIG).read_text() if rooted.path(CONFIG).exists() else None) == later
+
+
 def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted) -> None:
     rooted.put(CONFIG, ORIGINAL)
     init(rooted)
