@@ -269,6 +269,12 @@ def _places(layers: Sequence[Layer], layer: Layer, containerd: Version, setting:
     return [setting.place(schema) for schema in schemas]
 
 
+def other_places(table: tuple[str, ...], key: str) -> list[_Place]:
+    """Where files of other versions have the setting that is *key* of *table*."""
+    known = ([setting.place(schema) for schema in (1, 2, 3)] for setting in (_CONFIG_PATH, _SANDBOX))
+    return [place for places in known if (table, key) in places for place in places if place != (table, key)]
+
+
 def _plugin(table: tuple[str, ...]) -> tuple[str, ...]:
     return table[:2]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kubeadm_registry.containerd import edit
-from kubeadm_registry.containerd.settings import Edit, Refused, is_unversioned
+from kubeadm_registry.containerd.settings import Edit, Refused, is_unversioned, other_places
 
 _VERSION = ("version",)
 
@@ -32,10 +32,13 @@ def unmerge(text: str, edits: Iterable[Edit]) -> str:
 def _undo(change: Edit, text: str) -> str:
     """*text* without our value. A key that was changed since stays, and ``version`` as long as names hang on it."""
     values = edit.parse(text)
-    if edit.get(values, (*change.table, change.key)) not in (change.new, *change.former):
+    # A file that was converted to another version since has the key elsewhere.
+    places = [(change.table, change.key), *other_places(change.table, change.key)]
+    table, key = next((at for at in places if edit.get(values, (*at[0], at[1])) is not None), places[0])
+    if edit.get(values, (*table, key)) not in (change.new, *change.former):
         return text
-    if (*change.table, change.key) == _VERSION and not (is_unversioned(values) and not values.get("imports")):
+    if (*table, key) == _VERSION and not (is_unversioned(values) and not values.get("imports")):
         return text
     if change.old is not None:
-        return edit.set_key(text, change.table, change.key, change.old)
-    return edit.unset_key(text, change.table, change.key, drop_header=change.opens)
+        return edit.set_key(text, table, key, change.old)
+    return edit.unset_key(text, table, key, drop_header=change.opens)

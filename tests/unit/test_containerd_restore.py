@@ -157,6 +157,23 @@ def test_a_file_with_nothing_but_our_comment_goes(rooted: Rooted, rest: str) -> 
     assert without_ours(rooted.tree()) == before
 
 
+def test_keys_that_a_conversion_moved_are_taken_out_where_they_are(rooted: Rooted) -> None:
+    rooted.put(
+        CONFIG, 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "registry.k8s.io/pause:3.8"\n'
+    )
+    init(rooted)
+    rooted.says_version("2.4.2")
+    converted = """\
+version = 3
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '{}'
+{}"""
+    path = "[plugins.'io.containerd.cri.v1.images'.registry]\n  config_path = '/etc/containerd/certs.d'\n"
+    rooted.put(CONFIG, converted.format("registry.k8s.io/pause:3.10.2", path))
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == converted.format("registry.k8s.io/pause:3.8", "")
+
+
 @pytest.mark.parametrize("later", [None, "disabled_plugins = []\n"], ids=["removed", "another package's"])
 def test_a_configuration_that_was_replaced_between_two_runs(rooted: Rooted, later: str | None) -> None:
     rooted.put(CONFIG, ORIGINAL)
