@@ -42,6 +42,10 @@ _CRI_PLUGINS = frozenset(
 )
 
 
+#: 1.x starts with files that are no TOML, such as one with a byte order mark, or with control characters in comments.
+FIX_TOML = "fix the TOML and run the command again; containerd 2.x does not start with this file"
+
+
 class Refused(Error):
     """containerd's configuration is such that adding to it would break it or have no effect."""
 
@@ -116,9 +120,7 @@ class Layer:
             line = content[: error.start].count(b"\n") + 1
             raise Refused(f"{path}: line {line}: not UTF-8", hint="save the file as UTF-8") from error
         except edit.Unparsable as error:
-            raise Refused(
-                f"{path}: {error}", hint="containerd does not start with this file; fix it and run the command again"
-            ) from error
+            raise Refused(f"{path}: {error}", hint=FIX_TOML) from error
 
     @property
     def imports(self) -> tuple[str, ...]:

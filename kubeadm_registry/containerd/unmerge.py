@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kubeadm_registry.containerd import edit
-from kubeadm_registry.containerd.settings import Edit, Refused, is_unversioned, other_places
+from kubeadm_registry.containerd.settings import FIX_TOML, Edit, Refused, is_unversioned, other_places
 
 _VERSION = ("version",)
 
@@ -21,7 +21,9 @@ def unmerge(text: str, edits: Iterable[Edit]) -> str:
     for change in changes:
         try:
             text = _undo(change, text)
-        except (edit.Unparsable, edit.Uneditable) as error:
+        except edit.Unparsable as error:
+            raise Refused(f"{change.file}: {error}", hint=FIX_TOML) from error
+        except edit.Uneditable as error:
             raise Refused(
                 f"{change.file}: {error}",
                 hint=f"remove {change.key} = {edit.literal(change.new)} manually, then run the command again",

@@ -157,6 +157,16 @@ def test_a_file_with_nothing_but_our_comment_goes(rooted: Rooted, rest: str) -> 
     assert without_ours(rooted.tree()) == before
 
 
+def test_a_file_that_is_no_toml_by_now_is_to_be_fixed_and_no_key_of_it_removed(rooted: Rooted) -> None:
+    rooted.put(CONFIG, ORIGINAL)
+    init(rooted)
+    rooted.put(CONFIG, rooted.path(CONFIG).read_text() + "mine = [\n")
+    (problem,) = restore_problems(host(rooted))
+    assert "config.toml: line 7: " in problem
+    assert ": fix the TOML" in problem
+    assert "remove" not in problem
+
+
 def test_keys_that_a_conversion_moved_are_taken_out_where_they_are(rooted: Rooted) -> None:
     rooted.put(
         CONFIG, 'version = 2\n[plugins."io.containerd.grpc.v1.cri"]\n  sandbox_image = "registry.k8s.io/pause:3.8"\n'
