@@ -80,6 +80,11 @@ def problems(host: Host, sandbox_image: str | None = None) -> Iterator[str]:
             merged = config.plan(host, configuration)
             config.prove_found(host, configuration, merged)
             reasons = list(survey.fixed(host, configuration, list(merged.texts)))
+            if merged.texts and (mode := survey.kills_containers(shown)):
+                yield (
+                    f"{survey.UNIT} has {mode}, so that the restart after its configuration was changed would kill "
+                    f"all containers: set KillMode=process in [Service] (`systemctl edit {survey.UNIT}`)"
+                )
     except Refused as error:
         reasons = [error]
     for reason in reasons:

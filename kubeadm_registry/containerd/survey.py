@@ -424,8 +424,13 @@ done
 """
 
 
+def kills_containers(shown: Containerd) -> str:
+    """The KillMode= with which a restart of containerd ends its containers; empty: they go on."""
+    mode = shown.properties.get("KillMode", "process")
+    return f"KillMode={mode}" if shown.has_unit and mode not in ("process", "none") else ""
+
+
 def notices(host: Host, shown: Containerd) -> Iterator[str]:
     """What the reader should know about the unit, though nothing keeps us from going on."""
-    mode = shown.properties.get("KillMode", "process")
-    if shown.has_unit and mode not in ("process", "none"):
-        yield f"{UNIT} has KillMode={mode}: a restart of containerd kills the containers on {host.name}"
+    if mode := kills_containers(shown):
+        yield f"{UNIT} has {mode}: a restart of containerd kills the containers on {host.name}"

@@ -589,6 +589,17 @@ def test_kill_mode(rooted: Rooted) -> None:
     assert "kills the containers on h1" in next(notices(host(rooted), SETTINGS))
 
 
+def test_no_containers_are_killed_by_a_restart_that_nobody_was_told_of(rooted: Rooted) -> None:
+    rooted.unit(KillMode="control-group")
+    (problem,) = problems(host(rooted))
+    assert "KillMode=control-group, so that the restart" in problem
+    assert "`systemctl edit containerd.service`" in problem
+    rooted.unit(KillMode="process")
+    init(rooted)
+    rooted.unit(KillMode="control-group")
+    assert not list(problems(host(rooted))), "no restart is due"
+
+
 def test_a_dry_run_changes_nothing(rooted: Rooted) -> None:
     rooted.put(CONFIG, "version = 2\n")
     before = rooted.tree()
