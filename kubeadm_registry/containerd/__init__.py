@@ -99,7 +99,10 @@ def notices(host: Host, settings: ContainerdSettings) -> Iterator[str]:
     yield from survey.notices(host, shown)
     _, merged = Config(shown, shown.version, CERTS_D, settings.sandbox_image).read(host)
     yield from merged.notices
-    yield from _hosts_files(settings, merged.hosts_directory, shown.version).notices(host)
+    directory, *others = merged.directories
+    files = _hosts_files(settings, directory, shown.version)
+    yield from files.notices(host)
+    yield from files.hidden(host, others)
 
 
 #: For whom nobody else waits.

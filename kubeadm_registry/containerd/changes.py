@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from kubeadm_registry.containerd import backup, edit, http_proxy, restart, survey
@@ -239,6 +239,17 @@ class HostsFiles:
                 f"{default} is kept, but no longer applies to {', '.join(self.files)}, which have their own hosts.toml"
             )
         return found
+
+    def hidden(self, host: Host, others: Sequence[str]) -> Iterator[str]:
+        """Hosts files of the user in the *others*, directories that come behind this one in ``config_path``."""
+        ours = {name for registry in self.files for name in hosts_toml.directories(registry)}
+        for _, path, file in survey.look(host, *(f"{directory}/*/hosts.toml" for directory in others)):
+            name = path.split("/")[-2]
+            if not _is_untouched(file) and (name in ours or hosts_toml.DEFAULT in self.files):
+                yield (
+                    f"{path} is kept, but no longer applies, for {self.directory} comes first in config_path; to use "
+                    f"it, move it to {self.directory}/{name} and run the command again"
+                )
 
 
 def _content(file: ConfigFile | None) -> bytes | None:

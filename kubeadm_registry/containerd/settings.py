@@ -177,13 +177,18 @@ class Merged:
     notices: tuple[str, ...] = ()
 
     @property
-    def hosts_directory(self) -> str:
-        """Where hosts files go: the first directory of ``config_path``, which wins over the others.
+    def directories(self) -> tuple[str, ...]:
+        """Those of ``config_path``; what the first one has for a registry wins over the others.
 
         containerd reads an empty one as none, and one that is relative from ``/``, where systemd starts it.
         """
-        first = next(filter(None, self.wanted.config_path.split(":")), "").rstrip("/") or CERTS_D
-        return first if first.startswith("/") else posixpath.normpath(f"/{first}")
+        named = [path.rstrip("/") or CERTS_D for path in self.wanted.config_path.split(":") if path] or [CERTS_D]
+        return tuple(path if path.startswith("/") else posixpath.normpath(f"/{path}") for path in named)
+
+    @property
+    def hosts_directory(self) -> str:
+        """Where hosts files go."""
+        return self.directories[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -376,6 +376,20 @@ def test_hosts_files_of_others_stay(rooted: Rooted) -> None:
     assert without_ours(rooted.tree()) == before
 
 
+@pytest.mark.parametrize("mirrors", [("docker.io",), ("*",)])
+def test_a_hosts_file_that_ours_hides_in_a_list_of_directories_is_named(
+    rooted: Rooted, mirrors: tuple[str, ...]
+) -> None:
+    rooted.put(CONFIG, f'version = 2\n{CRI}config_path = "/etc/a:/etc/b"\n')
+    rooted.put("/etc/b/docker.io/hosts.toml", 'server = "https://mine"\n')
+    rooted.put("/etc/b/harbor.lan/hosts.toml", 'server = "https://harbor.lan"\n')
+    settings = replace(SETTINGS, mirrors=mirrors)
+    init(rooted, settings)
+    said = [text.split(" ")[0] for text in notices(host(rooted), settings) if "comes first in config_path" in text]
+    names = ["docker.io"] if mirrors == ("docker.io",) else ["docker.io", "harbor.lan"]
+    assert said == [f"/etc/b/{name}/hosts.toml" for name in names]
+
+
 def test_an_edited_hosts_file_of_ours_stays_until_reset(rooted: Rooted) -> None:
     init(rooted)
     path = rooted.path(f"{CERTS}/docker.io/hosts.toml")
