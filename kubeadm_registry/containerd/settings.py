@@ -299,7 +299,8 @@ def refusals(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
             if str(plugin) in _CRI_PLUGINS:
                 yield Refused(
                     f'{layer.path}: disabled_plugins contains "{plugin}": kubelet cannot use this containerd',
-                    hint=f'remove "{plugin}" from disabled_plugins and restart containerd',
+                    hint=f'remove "{plugin}" from disabled_plugins and restart containerd; if kubelet uses CRI-O or '
+                    "cri-dockerd here, leave the node out or skip this phase (--skip-phases containerd)",
                 )
     if not layers:
         return

@@ -522,6 +522,7 @@ def test_problems(rooted: Rooted) -> None:
     assert len(found) == 2
     assert "is not running" in found[0]
     assert 'remove "cri" from disabled_plugins' in found[1]
+    assert "if kubelet uses CRI-O or cri-dockerd here, leave the node out" in found[1]
     rooted.put(CONFIG, "oops")
     assert "config.toml: line 1" in list(problems(host(rooted)))[1]
 
