@@ -123,7 +123,8 @@ def without_ours(content: bytes) -> bytes | None:
     """An edited file without what is ours in it; None if nothing else is left. A file that is not TOML stays as it is.
 
     Ours are the two comments, the ``[host]`` tables and the root keys that name our CA, and ``server`` as long as it
-    is one of our URLs.
+    is one of our URLs: with all root keys, which say how to reach it, and would otherwise say so of the upstream. In
+    a file that we wrote the host that is also the server is ours, whatever CA somebody gave it since.
     """
     try:
         text = content.decode()
@@ -133,9 +134,10 @@ def without_ours(content: bytes) -> bytes | None:
     hosts = values.get("host")
     tables = hosts if isinstance(hosts, dict) else {}
     ours = {url for url, table in tables.items() if isinstance(table, dict) and _names_ca(table)}
+    server = str(values.get("server"))
+    if server in tables and (content.startswith(_MARK.encode()) or _ADVICE.encode() in content):
+        ours.add(server)
     root = set(_ROOT_KEYS) - {"server"} if _names_ca(values) else set()
-    if str(values.get("server")) in ours:
-        root.add("server")
     found = edit.statements(text)
 
     def should_remove(path: edit.Path) -> bool:
@@ -144,15 +146,15 @@ def without_ours(content: bytes) -> bytes | None:
                 return all(item.path[1] in ours for item in found if item.table == ("host",) and item.key)
             case ("host", url, *_):
                 return url in ours
-            case (key,):
-                return key in root
+            case (key, *_):
+                return server in ours or key in root
         return False
 
     lines: list[str | None] = list(edit.lines_of(text))
     for statement in found:
         if should_remove(statement.path):
             lines[statement.start : statement.end] = [None] * (statement.end - statement.start)
-    kept = "".join(line for line in lines if line is not None and not line.startswith(_MARK) and line != _ADVICE)
+    kept = "".join(line for line in lines if line is not None and not line.startswith((_MARK, _ADVICE.rstrip())))
     return re.sub(r"\A\s*\n|\n+(?=\n\Z)", "", kept).encode() if kept.strip() else None
 
 

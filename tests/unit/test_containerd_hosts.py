@@ -143,6 +143,24 @@ def test_of_an_edit_of_our_own_lines_nothing_stays() -> None:
     assert hosts.without_ours(text.replace('"pull", "resolve"', '"pull"').encode()) is None
 
 
+@pytest.mark.parametrize("ca", ['ca = "/etc/mine.crt"', "skip_verify = true"])
+@pytest.mark.parametrize("count", [1, -1], ids=["of the server", "all"])
+def test_nothing_of_ours_stays_where_another_ca_took_the_place_of_it(ca: str, count: int) -> None:
+    """What stays of the root keys would go for the upstream: the login, and that its certificate is not checked."""
+    (mirror, _) = hosts.mirrors(("10.0.0.10",), "", 5000, ["docker.io"])
+    text = hosts.render(mirror, ca=CA, containerd=V17, authorization="Basic x")
+    edited = text.replace(f'ca = "{CA}"', ca, count)
+    assert edited != text
+    assert hosts.without_ours(edited.encode()) is None
+    mine = '[host."https://mine.lan"]\n'
+    assert hosts.without_ours((edited + "\n" + mine).encode()) == mine.encode()
+
+
+def test_a_file_whose_line_ends_were_changed_goes_as_well() -> None:
+    text = rendered(("10.0.0.10",), "registry.k8s.io").replace("\n", "\r\n")
+    assert hosts.without_ours(text.encode()) is None
+
+
 def test_a_file_that_is_no_toml_stays() -> None:
     content = rendered(("10.0.0.10",), "registry.k8s.io").encode() + b"oops"
     assert hosts.without_ours(content) == content
