@@ -114,13 +114,10 @@ class Record(_Record):
             for item in new:
                 first = known.get((item.table, item.key), item)
                 ours = (*first.former, first.new)
-                # The value to go back to is the last one that was not ours.
-                old = first.old if item.old in ours else item.old
+                # The way back leads to the last state that was not ours: the value, and whether it had the header.
+                old, opens = (first.old, first.opens or item.opens) if item.old in ours else (item.old, item.opens)
                 former = tuple(one for one in dict.fromkeys(ours) if one != item.new)
-                kept = {
-                    "file": item.file, "new": item.new, "old": old, "opens": first.opens or item.opens,
-                    "former": former,
-                }  # fmt: skip
+                kept = {"file": item.file, "new": item.new, "old": old, "opens": opens, "former": former}
                 known[item.table, item.key] = first.model_copy(update=kept)
             edited = entry.edited or before != entry.sha256
             update: Mapping[str, Any] = {"sha256": after, "edits": tuple(known.values()), "edited": edited}

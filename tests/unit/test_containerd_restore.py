@@ -196,6 +196,16 @@ def test_a_configuration_that_was_replaced_between_two_runs(rooted: Rooted, late
     assert (rooted.path(CONFIG).read_text() if rooted.path(CONFIG).exists() else None) == later
 
 
+def test_a_header_of_the_file_that_took_the_place_of_another_stays(rooted: Rooted) -> None:
+    rooted.put(CONFIG, "version = 2\n")
+    init(rooted)
+    later = (GOLDEN / "debian-1.7" / "original.toml").read_text()
+    rooted.put(CONFIG, later)
+    assert init(rooted)
+    reset(rooted)
+    assert rooted.path(CONFIG).read_text() == later
+
+
 def test_a_run_that_dies_after_a_file_was_put_back_owes_a_restart(rooted: Rooted) -> None:
     rooted.put(CONFIG, ORIGINAL)
     init(rooted)
