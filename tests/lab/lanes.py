@@ -25,11 +25,13 @@ HERE = Path(__file__).parent
 #: what they boot. The first lane waits for the others at its end, before what is in none; no lane waits otherwise.
 LANES: Mapping[str, tuple[str, ...]] = {
     "registry": (
-        "images", "push_pull", "rescue", "retention", "runbook", "seed", "tool", "upload", "conformance", "ending",
-        "guard",
+        "images", "push_pull", "rescue", "retention", "runbook", "seed", "tool", "upload", "conformance",
     ),
-    "nodes": ("init", "retention_units", "reset", "mirrors", "registries"),
-    "parts": ("engine", "bundle_debian", "deltas", "doctor_question", "kubeadm_config", "lab", "onefile", "trash"),
+    "nodes": ("init", "retention_units", "reset", "ending", "guard"),
+    "parts": (
+        "engine", "bundle_debian", "deltas", "doctor_question", "kubeadm_config", "lab", "mirrors", "onefile",
+        "registries", "trash",
+    ),
 }  # fmt: skip
 #: Files whose tests have namespaces of their own, where they wait for the kernel's timers nearly all of the time; and
 #: how many of these tests wait at a time.
