@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from kubeadm_registry.disk import naming
+
 
 @contextlib.contextmanager
 def locked(file: Path, busy: Exception, *, deadline: float) -> Iterator[None]:
@@ -19,14 +21,12 @@ def locked(file: Path, busy: Exception, *, deadline: float) -> Iterator[None]:
     with file.open("ab") as handle:
         while True:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with naming(file):
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 if time.monotonic() > end:
                     raise busy from error
                 time.sleep(0.1)
-            except OSError as error:
-                error.filename = str(file)
-                raise
             else:
                 break
         yield
