@@ -39,8 +39,8 @@ class Upstream(Api):
     """The registry that images name as *host*, read by any number of threads. *timeout* is seconds of silence.
 
     *login* gives the login for a repository, by which is also written to it if this one *pushes*; *advice* says why it
-    may lack one. TLS, by the
-    authorities that this machine trusts; plain HTTP only with this machine itself, as other clients do it.
+    may lack one. TLS, by the authorities that this machine trusts; plain HTTP only with this machine itself, as other
+    clients do it.
     """
 
     def __init__(

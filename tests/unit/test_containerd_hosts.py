@@ -18,9 +18,11 @@ def body(text: str) -> str:
     return text.split("\n", 2)[2]
 
 
-def rendered(vip: tuple[str, ...], registry: str, *, name: str = "", version: Version = V17) -> str:
+def rendered(
+    vip: tuple[str, ...], registry: str, *, name: str = "", version: Version = V17, authorization: str = ""
+) -> str:
     found = {mirror.registry: mirror for mirror in hosts.mirrors(vip, name, 5000, ["registry.k8s.io", "own.lan:8443"])}
-    return hosts.render(found[registry], ca=CA, containerd=version)
+    return hosts.render(found[registry], ca=CA, containerd=version, authorization=authorization)
 
 
 def test_an_upstream_has_its_name_in_the_path() -> None:
@@ -147,8 +149,7 @@ def test_of_an_edit_of_our_own_lines_nothing_stays() -> None:
 @pytest.mark.parametrize("count", [1, -1], ids=["of the server", "all"])
 def test_nothing_of_ours_stays_where_another_ca_took_the_place_of_it(ca: str, count: int) -> None:
     """What stays of the root keys would go for the upstream: the login, and that its certificate is not checked."""
-    (mirror, _) = hosts.mirrors(("10.0.0.10",), "", 5000, ["docker.io"])
-    text = hosts.render(mirror, ca=CA, containerd=V17, authorization="Basic x")
+    text = rendered(("10.0.0.10",), "registry.k8s.io", authorization="Basic x")
     edited = text.replace(f'ca = "{CA}"', ca, count)
     assert edited != text
     assert hosts.without_ours(edited.encode()) is None
