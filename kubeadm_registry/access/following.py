@@ -41,11 +41,12 @@ class Follower(Generic[Seen]):
         self._closed = False
 
     def look(self, patience: float) -> tuple[list[Seen], Mapping[str, str]]:
-        """What the nodes said that answered within *patience* seconds; and why each of the others did not."""
+        """What nodes said within *patience* seconds, or after the last round; and why each of the others did not."""
         until = time.monotonic() + patience
         for node in self._config.spec.nodes:
-            if (before := self._threads.get(node.name)) is None or not before.is_alive():
-                self._answers.pop(node.name, None)
+            # An answer that came after the last round is said in this one: who is always slow would never be heard.
+            before = self._threads.get(node.name)
+            if before is None or not (before.is_alive() or node.name in self._answers):
                 self._threads[node.name] = threading.Thread(target=self._one, args=(node,), daemon=True)
                 self._threads[node.name].start()
         seen: list[Seen] = []
@@ -53,7 +54,7 @@ class Follower(Generic[Seen]):
         for name, thread in self._threads.items():
             thread.join(max(0.0, until - time.monotonic()))
             late = f"no response within {patience:g} s"
-            answer = late if thread.is_alive() else self._answers.get(name, late)
+            answer = late if thread.is_alive() else self._answers.pop(name, late)
             if isinstance(answer, str):
                 silent[name] = answer
             else:

@@ -40,6 +40,7 @@ class Room:
         self.away: set[str] = set()
         self.holds: dict[str, threading.Event] = {}
         self.dies: set[str] = set()
+        self.silent: set[str] = set()
 
     def reach(self, _: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:
         assert prompts.ask_sudo_password() is None
@@ -52,6 +53,8 @@ class Room:
     def ask(self, host: Host) -> NodeStatus:
         if (hold := self.holds.get(host.name)) is not None:
             hold.wait(30)
+        if host.name in self.silent:
+            raise ConnectionFailed("no response", hint="its console", host=host.name)
         return gone(well(host.name)) if host.name in self.dies else well(host.name, vip=host.name == "cp-1")
 
 
@@ -102,6 +105,21 @@ def test_a_node_that_says_nothing_holds_up_nobody_and_is_not_asked_twice(room: R
     one._threads["cp-3"].join(30)
     assert all(node.reachable for node in cluster_status.followed(THREE, one, 5))
     assert sorted(room.connected) == [*NAMES]
+    one.close()
+
+
+def test_a_node_that_always_needs_longer_is_heard_one_round_later(room: Room) -> None:
+    one = follower(room)
+    for answers in (True, False):  # what it says, and why it cannot be reached
+        room.holds["cp-3"] = hold = threading.Event()
+        assert cluster_status.followed(THREE, one, 1)[2].trouble == "no response within 1 s"
+        hold.set()
+        one._threads["cp-3"].join(30)
+        room.holds["cp-3"] = threading.Event()
+        found = cluster_status.followed(THREE, one, 1)[2]
+        assert (found.reachable, found.trouble) == ((True, "") if answers else (False, "no response (its console)"))
+        room.holds.pop("cp-3").set()
+        room.silent = {"cp-3"}
     one.close()
 
 
