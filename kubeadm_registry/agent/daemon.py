@@ -357,6 +357,7 @@ class Daemon:
             seconds=status.seconds(self.probes),
             corrections=tuple(one.corrections for one in self.hands.proxies),
             heard=heard,
+            never=status.never(self.links, now),
             wall_skew=skew,
             timer_there=self.hands.timer is not None and self.hands.timer.there(now),
             guarded=self.hands.guard.whole,

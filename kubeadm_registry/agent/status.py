@@ -11,6 +11,7 @@ from kubeadm_registry.agent.document import Data, Left, Move, Queues, State, Tre
 from kubeadm_registry.agent.model import Decisions, Health, Level, Memory, Presence, Role
 from kubeadm_registry.agent.moving import NOTHING, Request
 from kubeadm_registry.agent.peers import Links
+from kubeadm_registry.agent.presence import LIVES
 from kubeadm_registry.agent.probes import Probes
 
 
@@ -56,6 +57,7 @@ class Facts:
     storage_lost: Optional[int] = None  # None: not known yet
     data_trend: Optional[Trend] = None  # None: not known yet
     moves: tuple[Move, ...] = ()  # the newest last
+    never: frozenset[str] = frozenset()  # see ``never``
 
 
 def seconds(probes: Probes) -> dict[str, Optional[float]]:
@@ -86,6 +88,14 @@ def hearing(
         heard[name] = (age, trip, link.received, link.refused)
         skew[name] = None if inbox.offset is None else round(-inbox.offset, 2)
     return heard, skew
+
+
+def never(links: Links, now: float) -> frozenset[str]:
+    """The peers that were never heard, and whose hosts do not say any more that they run without an agent."""
+    return frozenset(
+        name for name, link in links.links.items()
+        if link.inbox.heard is None and (link.away is None or now - link.away >= LIVES)
+    )  # fmt: skip
 
 
 def sentence(memory: Memory, decisions: Decisions, config: Config, holds_vip: bool) -> str:
@@ -159,7 +169,7 @@ def state(memory: Memory, decisions: Decisions, config: Config, facts: Facts, co
         "peers": {
             peer.name: {
                 "address": peer.address,
-                "presence": memory.peers[peer.name].presence.value,
+                "presence": (Presence.UNHEARD if peer.name in facts.never else memory.peers[peer.name].presence).value,
                 "level": int(decisions.levels.get(peer.name, Level.SILENT)),
                 "age": facts.heard[peer.name][0],
                 "round_trip": facts.heard[peer.name][1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -11,6 +12,8 @@ import pytest
 from kubeadm_registry.agent import document, status
 from kubeadm_registry.agent.config import parse
 from kubeadm_registry.agent.model import Decisions, Level, Memory, PeerMemory, Presence, Report
+from kubeadm_registry.agent.peers import Links
+from kubeadm_registry.agent.presence import peer
 from tests.unit.agent_sample import MOVE
 from tests.unit.test_agent_config import smallest
 
@@ -63,6 +66,28 @@ def test_one_that_is_not_heard_does_not_count(presence: Presence) -> None:
 
 def test_one_of_which_no_level_is_known_does_not_count() -> None:
     assert quorum(Level.FIT, {"cp-2": Level.FIT}, FRESH)["storage"] == 2
+
+
+def test_a_host_that_died_before_its_agent_was_heard_is_not_said_to_run() -> None:
+    """Else nobody may replace it: its kernel said that no agent runs there, and says nothing any more."""
+    config = parse(smallest())
+
+    async def made() -> Links:
+        return Links(config, b"k" * 32, lambda: None)
+
+    links = asyncio.run(made())
+    links.links["cp-2"].away = links.links["cp-3"].away = 10.0
+    links.links["cp-3"].inbox.heard = 9.0
+    peers = {"cp-2": PeerMemory(), "cp-3": PeerMemory()}
+    for now, expected in ((10.2, ("gone", "gone")), (20.0, ("unheard", "silent"))):
+        peers = {
+            name: peer(one, links.links[name].view, 0.0, 0.0, now, config.timings)[0] for name, one in peers.items()
+        }
+        facts = replace(FACTS, never=status.never(links, now))
+        memory = replace(Memory(started=0.0), peers=peers)
+        decided = Decisions(None, None, False, 0, True, Report(), {})
+        told = status.state(memory, decided, config, facts, status.Counters())["peers"]
+        assert (told["cp-2"]["presence"], told["cp-3"]["presence"]) == expected
 
 
 # ---- the document, which the command line reads ----------------------------------------------------------------------
