@@ -16,8 +16,13 @@ DAYS = 2 * CERTIFICATE_WARNING_DAYS
 
 
 def due(status: Mapping[str, Any]) -> set[str]:
-    """The nodes whose certificates end soon, by the *status* that the rounds of health write."""
-    return {node["name"] for node in status.get("nodes", ()) if node.get("certificateDays", DAYS) < DAYS}
+    """The nodes whose certificates end soon, or are rejected, by the *status* that the rounds of health write."""
+    return {
+        node["name"] for node in status.get("nodes", ())
+        # Of one that has ended, as while no operator ran, there are no days: the handshake fails.
+        if node.get("certificateDays", DAYS) < DAYS
+        or any(one["type"] == "CertificatesValid" and one["status"] == "False" for one in node.get("health", ()))
+    }  # fmt: skip
 
 
 def renew(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from kubeadm_registry.components import haproxy
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
 from kubeadm_registry.helper import space as job
-from kubeadm_registry.operator import renewing
+from kubeadm_registry.operator import health, looking, renewing
+from kubeadm_registry.operator.conditions import merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Lost
+from kubeadm_registry.operator.probes import Probe
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.phases.workflows import INIT
@@ -96,6 +99,19 @@ def test_those_that_end_soon_are_renewed_and_no_others(
     assert said == [("Normal", "cp-1: it has a new certificate"), ("Normal", "cp-3: it has a new certificate")]
     assert turn(members, {}, monkeypatch) == []
     assert SOON > CERTIFICATE_WARNING_DAYS, "before anybody is warned"
+
+
+@pytest.mark.parametrize(("reason", "expected"), [("NotTrusted", {"cp-1"}), ("Unreachable", set()), ("", set())])
+def test_one_that_has_ended_is_renewed(reason: str, expected: set[str]) -> None:
+    """As after the operator was away for months. No client sees when it ended: the handshake fails before."""
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    probe = Probe(reason, "no") if reason else Probe(node="cp-1", ends=now + timedelta(days=LATE))
+    seen = health.Seen("cp-1", probe, "no response")
+    node = {
+        **looking.of_node(seen, now + timedelta(days=3650), now),
+        "health": merged(None, health.of_node(seen, now), now.timestamp(), 1),
+    }
+    assert renewing.due({"nodes": [node]}) == expected
 
 
 def test_a_failure_is_told_and_the_second_ends_the_round(
