@@ -282,6 +282,8 @@ def _by(snapshot: Snapshot, old: str, new: Node) -> Replace | Wait:
 
 
 def _failed(one: Seen) -> float:
-    """When the last work there failed, which is 0 where none did."""
+    """When the last work there failed, or began that ended without a result, which is 0 where none did."""
     work = one.standing.work if one.standing is not None else None
-    return work.ended if work is not None and work.error is not None else 0.0
+    if work is None or (work.ended and work.error is None):
+        return 0.0
+    return work.ended or work.began

@@ -13,6 +13,7 @@ from kubeadm_registry.access import executor
 from kubeadm_registry.access import replacing as asking
 from kubeadm_registry.access.replacing import Standing, Work
 from kubeadm_registry.agent.model import Presence
+from kubeadm_registry.components.replacing import UNIT
 from kubeadm_registry.config import Node, RegistryCluster, from_object
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import probes, replacement
@@ -23,6 +24,8 @@ from kubeadm_registry.operator.way import Way
 from kubeadm_registry.transport.ssh import UNREACHABLE
 
 KIND = "NodesInPlace"
+#: Why nothing is begun: the last work was killed, by whatever.
+ENDED = "ReplacingEnded"
 #: Seconds after one that failed.
 AGAIN = 600.0
 #: Seconds by which one time may differ from look to look: it is told by another clock, and the answer takes a while.
@@ -85,12 +88,14 @@ class Round:
                     break
             by, work = self._newest(snapshot)
             report = self._report(by, work) or dict(self.before) or None
-            done = self._decided(decision, by, work)
+            done = self._decided(decision, by, work, snapshot)
         except Error as error:
             return Turn(failure(KIND, False, error), dict(self.before) or None)
         return Turn(done.verdict, done.report or report, (*self._steps(by, work), *done.steps))
 
-    def _decided(self, decision: Replace | replacement.Wait | None, by: str, work: Work | None) -> Turn:
+    def _decided(
+        self, decision: Replace | replacement.Wait | None, by: str, work: Work | None, snapshot: Snapshot
+    ) -> Turn:
         if decision is None:
             text = "the registry consists of the nodes that spec.nodes lists, and none of them is gone"
             return Turn(Verdict(KIND, True, "AllInPlace", text))
@@ -101,8 +106,20 @@ class Round:
         if work is not None and failed and self.now - work.ended < AGAIN:
             text = f"{decision.new.name} did not take the place of {decision.old}, by {by}: {failed['message']}"
             return Turn(Verdict(KIND, False, failed["code"], f"{text}; {failed['hint']}; it is tried again"))
+        if names := self._broken(decision, snapshot):
+            text = f"{decision.new.name} did not take the place of {decision.old}: {_broken(', '.join(names))}"
+            return Turn(Verdict(KIND, False, ENDED, f"{text}; it is tried again"))
         self.lead()
         return self._edit(decision) if decision.edits else self._begin(decision)
+
+    def _broken(self, decision: Replace, snapshot: Snapshot) -> list[str]:
+        """The members that may do it, if the work ended without a result on each of them lately; else none."""
+        works = {one.name: one.standing.work for one in snapshot.members
+                 if one.standing is not None and one.name in decision.by}  # fmt: skip
+        lately = [name for name, work in works.items()
+                  if work is not None and work.broken and (work.old, work.new) == (decision.old, decision.new.name)
+                  and self.now - work.began < AGAIN]  # fmt: skip
+        return lately if len(lately) == len(works) else []
 
     def _edit(self, decision: Replace) -> Turn:
         """Write into ``spec.nodes`` what the next round then has done: the object says what the registry is to be."""
@@ -245,11 +262,18 @@ class Round:
         for index in range(told, len(tops)):
             if tops[index - 1 : index] != [tops[index]]:
                 yield Verdict("Replacement", True, f"Step{tops[index].capitalize()}", f"{what}: {tops[index]}")
+        if work.broken and known.get("result") == "Running":
+            yield Verdict("Replacement", False, ENDED, f"{what}: {_broken(by)}")
         if work.ended and known.get("result", "Running") == "Running":
             if work.error is None:
                 yield Verdict("Replacement", True, "Replaced", f"{work.new} has taken the place of {work.old}")
             else:
                 yield Verdict("Replacement", False, work.error["code"], f"{what}: {work.error['message']}")
+
+
+def _broken(names: str) -> str:
+    """What is said of work that was killed on *names*."""
+    return f"the work ended without a result; see `journalctl -u {UNIT}` on {names}"
 
 
 def _failed(error: Mapping[str, Any]) -> str:

@@ -52,6 +52,11 @@ class Work:
             bool(values.get("runs")),
         )  # fmt: skip
 
+    @property
+    def broken(self) -> bool:
+        """Whether it ended without a result, as when it was killed."""
+        return not self.runs and not self.ended
+
     def values(self) -> dict[str, Any]:
         """As JSON has it."""
         return {**asdict(self), "steps": list(self.steps)}

@@ -479,6 +479,26 @@ def test_an_operator_that_ends_anywhere_is_followed_by_one_that_completes(turns:
     check_replaced(turns.site)
 
 
+def test_work_that_is_killed_each_time_goes_round_and_is_told(turns: Turns) -> None:
+    """As where memory is short: its unit is what the kernel ends first."""
+    turns.swap()
+    assert turns.round(30) == "Replacing"
+    begun = []
+    for expected in ("Replacing", "ReplacingEnded", "ReplacingEnded"):
+        begun += running(turns)
+        turns.site.states.clear()
+        assert turns.round(30) == expected
+    assert begun == ["cp-1", "cp-3"]
+    [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
+    assert "see `journalctl -u kubeadm-registry-replace.service` on cp-1, cp-3" in condition["message"]
+    assert turns.status["replacement"]["result"] == "Ended"
+    assert turns.objects.reasons() == ["Begun", "ReplacingEnded", "Begun", "ReplacingEnded"]
+    assert turns.round(600) == "Replacing"
+    turns.site.turn(running(turns)[0])
+    assert turns.round(30) == "AllInPlace"
+    check_replaced(turns.site)
+
+
 def test_two_operators_begin_one_replacement(turns: Turns) -> None:
     turns.lose("cp-2")
     turns.swap()
