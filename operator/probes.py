@@ -8,12 +8,12 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from kubeadm_registry import paths
+from kubeadm_registry import paths, pki
 from kubeadm_registry.agent.model import Level
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.oci import canary
@@ -102,6 +102,8 @@ def agent(way: Way, address: str) -> Agent | str:
     if way.metrics is None:
         return "the Secret has no certificate for metrics"
     try:
+        if pki.expiry(way.metrics.read_text()) < datetime.now(UTC):
+            return "the Secret's certificate for metrics has expired: run `kubeadm-registry operator install`"
         context = way.trust()
         context.load_cert_chain(way.metrics)
         host, port = way.dial(address, paths.AGENT_PORT)
@@ -114,6 +116,8 @@ def agent(way: Way, address: str) -> Agent | str:
             body = answer.read(_LARGEST)
     except (OSError, http.client.HTTPException) as error:
         return ((error.strerror if isinstance(error, OSError) else "") or str(error) or "no response").lower()
+    except ValueError:
+        return "metrics.pem in the Secret is not a certificate: run `kubeadm-registry operator install`"
     if answer.status != http.HTTPStatus.OK:
         return f"it responds with {answer.status}"
     return parsed(body.decode("utf-8", "replace"))

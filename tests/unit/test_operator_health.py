@@ -23,7 +23,7 @@ from kubeadm_registry.operator import health, images, looking, plans, way
 from kubeadm_registry.operator.conditions import BAD, Verdict, changes, merged
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.health import Seen
-from kubeadm_registry.operator.probes import Agent, Probe, parsed
+from kubeadm_registry.operator.probes import Agent, Probe, agent, parsed
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.operator.watching import Changes
 from kubeadm_registry.operator.way import Way
@@ -383,6 +383,24 @@ def test_only_what_people_change_wakes() -> None:
     assert changed.is_new(event("MODIFIED", 2, annotations={plans.APPROVE: "sha256:a"}))
     assert changed.is_new(event("DELETED", 2))
     assert changed.is_new(event("ADDED", 2))
+
+
+@pytest.mark.parametrize(
+    ("days", "expected"), [(1, "connection refused"), (-1, "expired"), (None, "not a certificate")]
+)
+def test_a_certificate_that_reads_no_metrics_any_more_is_named(
+    tmp_path: Path, days: int | None, expected: str
+) -> None:  # fmt: skip
+    """It ends three years after `operator install`, and agents say of it in their own words what is in a TLS alert."""
+    authority, file = pki.make_ca("registry"), tmp_path / "metrics.pem"
+    lifetime = timedelta(days=days or 0)
+    pair = pki.issue(authority, "operator", [], unit=pki.METRICS_UNIT, lifetime=lifetime)
+    file.write_text(pair.certificate + pair.key if days else "")
+    closed = Way(authority.certificate, metrics=file, dial=lambda *_: ("127.0.0.1", 1))
+    said = agent(closed, "10.0.0.11")
+    assert isinstance(said, str)
+    assert expected in said
+    assert ("run `kubeadm-registry operator install`" in said) is (days != 1)
 
 
 def test_metrics_of_the_operator() -> None:
