@@ -46,7 +46,8 @@ def merged(
             "status": status,
             "reason": one.reason,
             "message": one.message[:_LONGEST],
-            "lastTransitionTime": was["lastTransitionTime"] if was and was["status"] == status else moment,
+            # Not later than now, by a clock that was wrong: a node would not count as gone until that time comes.
+            "lastTransitionTime": min(was["lastTransitionTime"], moment) if was and was["status"] == status else moment,
             "observedGeneration": generation,
         }
     return list({**before, **conditions}.values())

@@ -159,6 +159,14 @@ def test_the_time_of_a_condition_is_that_of_its_status() -> None:
     assert merged(other, [Verdict("Degraded", None, "x", "")], 60, 2)[0]["lastTransitionTime"] == "1970-01-01T00:01:00Z"
 
 
+def test_no_condition_has_a_time_that_is_to_come() -> None:
+    """As an operator wrote it whose clock was a year ahead. From then on it would be true in a year."""
+    ahead = merged(None, [Verdict("Available", False, "Unreachable", "no response")], 365 * 86400, 1)
+    for now, expected in ((60, "1970-01-01T00:01:00Z"), (90, "1970-01-01T00:01:00Z")):
+        ahead = merged(ahead, [Verdict("Available", False, "Unreachable", "no response")], now, 1)
+        assert ahead[0]["lastTransitionTime"] == expected
+
+
 def test_what_was_not_looked_at_stays() -> None:
     first = merged(None, [Verdict("A", True, "x", ""), Verdict("B", True, "x", "")], 0, 1)
     again = merged(first, [Verdict("B", False, "y", "")], 60, 2)
