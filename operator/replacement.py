@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from kubeadm_registry.access.replacing import Standing
 from kubeadm_registry.config import Node, Spec
 from kubeadm_registry.config.durations import seconds
+from kubeadm_registry.config.explain import explain
 from kubeadm_registry.members import Members
 
 SPARE = "kubeadm-registry.dev/spare"
@@ -227,14 +228,15 @@ def _spare(snapshot: Snapshot, spec: Spec, listed: Members, old: str) -> Node | 
                         f"kubectl annotate node {one.name} {HOST_KEY}='ssh-ed25519 AAAA...'")  # fmt: skip
         first, second = (_of_family(one.addresses, like, taken)
                          for like in (spec.vip.address, spec.vip.secondary_address))  # fmt: skip
-        values = {"name": one.name, "address": first or "", "secondaryAddress": second, "hostKey": one.host_key}
+        values = {"name": one.name, "address": first, "secondaryAddress": second, "hostKey": one.host_key}
         why = f"{old} is gone, and {one.name} cannot take its place"
-        if second is None and spec.vip.secondary_address is not None:
-            return Wait("SpareInvalid", f"{why}: its Node has no InternalIP of the other family, as the virtual IP has")
+        if first is None or (second is None and spec.vip.secondary_address is not None):
+            other = "the other" if first is not None else "the virtual IP's"
+            return Wait("SpareInvalid", f"{why}: its Node has no InternalIP of its own of {other} family")
         try:
             return Node.model_validate(values)
         except ValidationError as error:
-            return Wait("SpareInvalid", f"{why}: {error.errors()[0]['loc'][0]} {error.errors()[0]['msg']}")
+            return Wait("SpareInvalid", f"{why}: {next(explain(error, Node))}")
     return Wait("NoSpare", f"{old} is gone, and no machine can take its place: it needs a control-plane Node that is "
                 f"Ready and has the label {SPARE}")  # fmt: skip
 

@@ -197,6 +197,23 @@ def test_a_machine_that_has_left_the_registry_is_no_spare() -> None:
     assert decided.new.name == "cp-5"
 
 
+@pytest.mark.parametrize(
+    ("flaw", "words"),
+    [
+        ({"addresses": ()}, "its Node has no InternalIP of its own of the virtual IP's family"),
+        ({"addresses": ("fd00::14", "10.0.0.11")}, "its Node has no InternalIP of its own of the virtual IP's family"),
+        ({"addresses": ("127.0.0.1",)}, "address: must be a unicast address"),
+        ({"host_key": "AAAA" * 30000}, "hostKey: must be a public key of its sshd"),
+    ],
+)
+def test_what_a_spare_lacks_is_named(flaw: dict[str, Any], words: str) -> None:
+    found = decide(with_machine(snapshot(gone="cp-2"), "cp-4", **flaw), spec())
+    assert isinstance(found, Wait)
+    assert (found.reason, words in found.message) == ("SpareInvalid", True), found.message
+    assert "Value error" not in found.message
+    assert len(found.message) < 500
+
+
 def test_an_edit_without_a_host_key_does_not_begin() -> None:
     found = decide(snapshot(gone="cp-2"), spec(SWAPPED, pinned=False))
     assert reason(found) == "HostKeyMissing"
