@@ -65,9 +65,9 @@ class Machine:
 class Snapshot:
     """What was seen at the time *now*, seconds since 1970.
 
-    *listed* is the newest list of members, None if no node told one. *machines* None: Kubernetes did not tell.
-    *away*: since when nodes do not serve, by the operator's own looks. *record*: the old and the new node of the
-    replacement that the operator knows of last; empty if there was none.
+    *listed* is the newest list of members, None if no node told one; *why* says what kept the first from it. *machines*
+    None: Kubernetes did not tell. *away*: since when nodes do not serve, by the operator's own looks. *record*: the old
+    and the new node of the replacement that the operator knows of last; empty if there was none.
     """
 
     now: float
@@ -76,6 +76,7 @@ class Snapshot:
     machines: tuple[Machine, ...] | None = None
     away: Mapping[str, float] = field(default_factory=dict)
     record: tuple[str, str] = ("", "")
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,8 @@ def decide(snapshot: Snapshot, spec: Spec) -> Replace | Wait | None:
     """What is to be done about the nodes of *spec*; None: every member is there, and they are those of *spec*."""
     listed = snapshot.listed
     if listed is None:
-        return Wait("HelpersSilent", "no node tells which nodes the registry consists of")
+        because = f": {snapshot.why}" if snapshot.why else ""
+        return Wait("HelpersSilent", f"no node tells which nodes the registry consists of{because}")
     for one in snapshot.members:
         work = one.standing.work if one.standing is not None else None
         if work is not None and work.runs:

@@ -171,6 +171,7 @@ class Round:
         return Snapshot(
             self.now, listed, tuple(seen), self._machines(away[0]) if len(away) == 1 else None, _away(self.mine),
             (str(self.before.get("old", "")), str(self.before.get("new", ""))),
+            next((f"{name}: {one.advice}" for name, one in found.items() if isinstance(one, Error)), ""),
         )  # fmt: skip
 
     def _ask(self, node: Node) -> executor.ByHelper:

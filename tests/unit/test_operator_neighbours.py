@@ -84,6 +84,8 @@ def test_no_node_is_replaced_while_none_can_tell_the_members(turns: Turns) -> No
     """While some can, the node that is asked to do it finds different programs (SettingsDiffer)."""
     turns.ask = lambda _: answered  # type: ignore[method-assign]
     assert turns.round() == "HelpersSilent"
+    [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
+    assert "run `kubeadm-registry init` with the release of the operator" in condition["message"]
     turns.swap()
     assert turns.round(3600) == "HelpersSilent"
     assert running(turns) == []
