@@ -111,7 +111,7 @@ def decide(snapshot: Snapshot, spec: Spec) -> Replace | Wait | None:
     if not listed.settled:
         return _completed(snapshot, spec, listed)
     if dict(listed.nodes) == {node.name: node.address for node in spec.nodes}:
-        return _gone(snapshot, spec, listed)
+        return _gone(snapshot, spec, listed) or next(_taken_back(snapshot, listed), None)
     return _edited(snapshot, spec, listed)
 
 
@@ -191,6 +191,22 @@ def _gone(snapshot: Snapshot, spec: Spec, listed: Members) -> Replace | Wait | N
                     f"`kubeadm-registry replace {old} {new.name}`")  # fmt: skip
     found = _by(snapshot, old, new)
     return found if isinstance(found, Wait) else Replace(old, new, found.by, edits=True)
+
+
+def _taken_back(snapshot: Snapshot, listed: Members) -> Iterator[Wait]:
+    """A node of *listed* is not well, and an edit that was taken back has had its data moved: nobody completes that."""
+    ill = {one.name for one in snapshot.members if one.generation is None or one.trouble}
+    for one in snapshot.members:
+        work = one.standing.work if one.standing is not None else None
+        if work is None or work.old not in ill or work.new in {*listed.nodes, *listed.former}:
+            continue
+        if (work.broken or work.error is not None) and any(step.startswith("move/") for step in work.steps):
+            yield Wait(
+                "MembersUnsettled",
+                f"{work.new} was about to take the place of {work.old}, which spec.nodes lists again and which may "
+                f"have given its data away: put {work.new} back into spec.nodes, or run "
+                f"`kubeadm-registry replace {work.old} {work.new}`",
+            )
 
 
 def _not_gone(snapshot: Snapshot, spec: Spec, old: str) -> Iterator[Wait]:

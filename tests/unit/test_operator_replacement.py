@@ -242,6 +242,36 @@ def test_who_was_to_replace_a_node_that_has_left_otherwise_replaces_no_other() -
     assert decide(snapshot(record=("cp-2", "cp-4")), back) == Replace("cp-3", NEW, ("cp-1", "cp-2")), "cp-2 is back"
 
 
+BROKEN = Work("cp-2", "cp-4", NOW - 600, ("arrive/storage", "move/frontend"))
+
+
+@pytest.mark.parametrize(
+    ("work", "listed", "state", "expected"),
+    [
+        (BROKEN, LISTED, {"trouble": "level 2"}, True),
+        (BROKEN, LISTED, {"generation": None}, True),
+        (replace(BROKEN, ended=NOW, error={"message": "", "code": "", "hint": ""}), LISTED, {"trouble": "x"}, True),
+        (BROKEN, LISTED, {}, False),
+        (replace(BROKEN, steps=("arrive/storage",)), LISTED, {"trouble": "x"}, False),
+        (replace(BROKEN, ended=NOW), LISTED, {"trouble": "x"}, False),
+        (BROKEN, replace(LISTED, former={"cp-4": "10.0.0.14"}), {"trouble": "x"}, False),
+    ],
+    ids=["its registry is stopped", "it is uninstalled", "failed", "it is well", "nothing moved", "done", "undone"],
+)
+def test_an_edit_that_is_taken_back_too_late_is_told(
+    work: Work, listed: Members, state: dict[str, Any], expected: bool
+) -> None:
+    """The node that spec.nodes lists again has given its data away, and no command brings it back but that one."""
+    found = with_member(snapshot(listed=listed), "cp-1", standing=Standing(True, listed, work))
+    decided = decide(with_member(found, "cp-2", **state), spec())
+    if not expected:
+        assert decided is None
+        return
+    assert reason(decided) == "MembersUnsettled"
+    assert isinstance(decided, Wait)
+    assert "`kubeadm-registry replace cp-2 cp-4`" in decided.message
+
+
 def test_what_was_begun_goes_on_by_another_member() -> None:
     """The list is the new one; some nodes have the one before."""
     listed = Members(5, SWAPPED, before=tuple(THREE), former={"cp-2": "10.0.0.12"})
