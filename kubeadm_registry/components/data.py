@@ -61,6 +61,12 @@ def suitable(cluster: Cluster, host: Host) -> Iterator[str]:
     if real != wanted and (flaw := unsuitable(real)) is not None:
         yield f"{wanted} resolves to {real}; the data {flaw}"
     yield from _not_passable(steps, "the data", ", or set spec.dataDirectory to another path")
+    if owner := _owner(cluster, host):
+        yield (
+            f"{storage(cluster)} is that of the node {owner}, and a node cannot get another name; list it as {owner}, "
+            f"or, if {owner} has left the registry, move that directory away"
+        )
+        return
     for text in (*foreign_storage(cluster, host), *foreign_scratch(cluster, host)):
         yield f"{text}; move them away, or set spec.dataDirectory to another path"
 
@@ -154,6 +160,14 @@ def owns_storage(cluster: Cluster, host: Host) -> bool:
     # Half removed it may have lost its key; the secrets that are kept beside it go last.
     kept = host.query("test", "-e", secrets.kept(cluster.spec.data_directory)).ok
     return kept or _empty(host, storage(cluster))
+
+
+def _owner(cluster: Cluster, host: Host) -> str:
+    """The node of this cluster whose storage *host* has under another name; empty if there is none."""
+    if not cluster.vault.made or owns_storage(cluster, host):
+        return ""
+    names = (Host(name, host.address, host.transport) for name in cluster.vault.preview().node_keys)
+    return next((one.name for one in names if backend(cluster.spec).is_ours(cluster, one)), "")
 
 
 def owned_scratch(cluster: Cluster, host: Host) -> list[str]:

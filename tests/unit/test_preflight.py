@@ -580,6 +580,17 @@ def test_a_data_directory_that_has_somebody_elses_storage_in_it(good: FakeCluste
     }
 
 
+def test_a_node_that_is_listed_under_another_name_keeps_its_storage(installed: FakeCluster) -> None:
+    """To move it away would take a copy of each image from a registry that runs."""
+    cluster = installed.with_file(config.SMALLEST.replace("cp-2", "cp-9")).cluster
+    found = list(data.suitable(cluster, Host("cp-9", "10.0.0.12", installed.servers["cp-2"])))
+    assert found == [
+        "/var/lib/kubeadm-registry/garage is that of the node cp-2, and a node cannot get another name; list it as "
+        "cp-2, or, if cp-2 has left the registry, move that directory away"
+    ]
+    assert list(data.suitable(installed.cluster, installed.cluster.hosts[1])) == []
+
+
 def test_the_script_that_looks_at_the_way_to_the_data(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir(mode=0o750)
     (tmp_path / "link").symlink_to("disk")
