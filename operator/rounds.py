@@ -331,6 +331,7 @@ class Rounds:
         if adopted is None or members is None:
             return
         mine = adopted[0]
+        members = sorted(members, key=lambda one: bool(self._not_renewed.get(one.name)))  # the second ends the round
         for name, verdict in renewing.renew(mine.get("status", {}), members, self.caller):
             failed = "" if verdict.status else verdict.reason
             if not failed or self._not_renewed.get(name) != failed:

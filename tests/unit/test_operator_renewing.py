@@ -128,6 +128,15 @@ def test_a_failure_is_told_and_the_second_ends_the_round(
     assert members[2].asked == []
 
 
+def test_two_that_fail_each_time_do_not_keep_the_others_from_it(
+    members: list[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where they were away when the operator got another key."""
+    members[0].failure = members[1].failure = Error("authentication failed", code="LoginRefused")
+    turn(members, dict.fromkeys(("cp-1", "cp-2", "cp-3"), 3), monkeypatch, times=2)
+    assert members[2].asked == ["renew"]
+
+
 def test_the_same_failure_is_told_once(members: list[Member], monkeypatch: pytest.MonkeyPatch) -> None:
     members[0].failure = Error("locked by another run", host="cp-1", code="HostBusy", hint="wait until it is done")
     assert len(turn(members, {"cp-1": SOON}, monkeypatch, times=5)) == 1
