@@ -35,6 +35,7 @@ _PLURALS = {
     "ServiceAccount": "serviceaccounts", "ValidatingAdmissionPolicy": "validatingadmissionpolicies",
     "ValidatingAdmissionPolicyBinding": "validatingadmissionpolicybindings",
 }  # fmt: skip
+_DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
 _MANAGER = "kubeadm-registry"
 #: What this release knows of the Secret; the helper's are there with a helper only.
 _KEYS = ("ca.crt", "username", "password", "retention-key", "metrics.pem", "helper-key", "helper-hosts")
@@ -170,6 +171,8 @@ def install(
         (apply if replaces else _delete)(api, one, tell, dry_run=dry_run)
     if dry_run:
         return ""
+    # One of the release before may lead, and go on where the new ones cannot start.
+    _wait("pods of this release to take the place of those before", partial(_is_rolled_out, api), end)
     start = _lease(api)
     _wait("a replica of the operator to lead", lambda: _lease(api).renewed_since(start), end)
     return _lease(api).holder
@@ -237,7 +240,7 @@ def status(api: Api, *, seconds: float = 20.0) -> Found:
 
     Raises ConnectionFailed.
     """
-    deployment = _read(api, f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}")
+    deployment = _read(api, _DEPLOYMENT)
     if deployment is None:
         return Found(installed=False)
     start, end = _lease(api), time.monotonic() + seconds
@@ -308,6 +311,16 @@ def _is_established(api: Api, path: str) -> bool:
     found = _read(api, path) or {}
     conditions = found.get("status", {}).get("conditions", ())
     return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
+
+
+def _is_rolled_out(api: Api) -> bool:
+    """Whether all pods are those of the present Deployment; also where there never were any."""
+    found = _read(api, _DEPLOYMENT) or {}
+    status = found.get("status", {})
+    if "observedGeneration" not in status:
+        return True
+    seen: bool = status["observedGeneration"] >= found["metadata"]["generation"]
+    return seen and status.get("updatedReplicas", 0) == status.get("replicas", 0)
 
 
 def _decoded(found: Object | None) -> dict[str, str]:

@@ -25,6 +25,7 @@ from kubeadm_registry.custom_resources.deployment import image, installation
 from kubeadm_registry.custom_resources.installing import Found, HelperKey, credentials, path_of
 from kubeadm_registry.custom_resources.manifests import manifests
 from kubeadm_registry.custom_resources.roles import GRANTS, REPLACING
+from kubeadm_registry.errors import CommandTimeout
 from kubeadm_registry.operator import health
 from kubeadm_registry.upkeep.api import Answer, Api
 from kubeadm_registry.upkeep.rights import RIGHTS
@@ -196,6 +197,41 @@ def last(*words: str) -> tuple[dict[str, Any], list[str]]:
     assert code == 0, text
     *events, result = [json.loads(line) for line in text.splitlines()]
     return result, [event["message"] for event in events if event["event"] == "note"]
+
+
+@pytest.mark.parametrize(
+    ("status", "installed"),
+    [
+        ({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2}, True),
+        ({"observedGeneration": 2, "replicas": 3, "updatedReplicas": 2}, False),
+        ({"observedGeneration": 1, "replicas": 2, "updatedReplicas": 2}, False),
+        ({"observedGeneration": 2, "replicas": 2}, False),
+        ({}, True),
+    ],
+    ids=["rolled out", "the new image cannot be pulled", "not begun", "no new pod yet", "no controller"],
+)
+def test_an_operator_of_before_that_leads_is_not_taken_for_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, status: dict[str, int], installed: bool
+) -> None:
+    get = Objects.get
+
+    def with_status(self: Objects, path: str, query: Mapping[str, str] | None = None, *, by: float) -> Answer:
+        if path.endswith("/deployments/kubeadm-registry-operator") and path in self.there:
+            self.there[path] = {**self.there[path], "status": status}
+            self.there[path]["metadata"]["generation"] = 2
+        return get(self, path, query, by=by)
+
+    monkeypatch.setattr(Objects, "get", with_status)
+    secrets, cluster = fixed_secrets(tuple(THREE)), config.parse(file(THREE), "x")
+
+    def install() -> str:
+        return installing.install(Objects(), cluster, secrets, lambda _: None, image="", seconds=0.1)
+
+    if installed:
+        assert install() == "pod-a"
+        return
+    with pytest.raises(CommandTimeout, match="to take the place of those before"):
+        install()
 
 
 @pytest.mark.parametrize("more", [(), ("--replace-nodes",)], ids=["", "replaces"])
