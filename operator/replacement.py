@@ -35,7 +35,7 @@ class Seen:
     *answers*: its helper, its agent or its registry did. *generation* is that of its agent's list of members, None if
     the agent says nothing. *silent* are the members that its agent does not hear, with the seconds since when, None if
     it never heard them. *trouble*: why it is not to be relied on; empty if it is. *standing* is what its helper says of
-    replacements.
+    replacements. *why* says why its agent could not be asked; empty if that is not known.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Seen:
     silent: Mapping[str, float | None] = field(default_factory=dict)
     trouble: str = ""
     standing: Standing | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,9 @@ def _not_gone(snapshot: Snapshot, spec: Spec, old: str) -> Iterator[Wait]:
         if old not in one.silent:
             yield Wait("HeardByAgents", f"{silent}, and the agent of {one.name} hears it")
     if 2 * len(others) <= len(snapshot.members):
-        yield Wait("AgentsSilent", f"{silent}, and too few agents say whether they hear it")
+        not_asked = "; ".join(f"{one.name}: {one.why}" for one in snapshot.members if one.name != old and one.why)
+        because = f" ({not_asked})" if not_asked else ""
+        yield Wait("AgentsSilent", f"{silent}, and too few agents say whether they hear it{because}")
     if snapshot.machines is None:
         yield Wait("NodesUnknown", f"{silent}, and Kubernetes does not say how its Node is")
     machine = next((one for one in snapshot.machines or () if one.name == old), None)
@@ -272,7 +275,7 @@ def _against(snapshot: Snapshot, listed: Members, old: str) -> Iterator[Wait]:
         yield away
     for one in others:
         if one.generation is None:
-            yield Wait("AgentsSilent", f"the agent of {one.name} says nothing")
+            yield Wait("AgentsSilent", f"the agent of {one.name} says nothing{f': {one.why}' if one.why else ''}")
         elif one.generation != listed.generation or (one.standing is not None and one.standing.members != listed):
             yield Wait("MembersUnsettled", f"{one.name} has another list of members: run `kubeadm-registry init`")
         elif unheard := sorted(one.silent.keys() - {old}):

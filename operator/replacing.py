@@ -191,13 +191,14 @@ class Round:
         node = self._nodes[name]
         told = standing if isinstance(standing, Standing) else None
         silent = isinstance(standing, ConnectionFailed) and standing.code == UNREACHABLE
+        state, why = None, ""
         try:
             state = None if silent else self._ask(node).look().agent
-        except Error:
-            state = None
+        except Error as error:
+            why = error.advice
         if state is None:
             answers = not silent or isinstance(probes.agent(self.way, node.address), probes.Agent)
-            return Seen(name, answers or probes.probe(self.way, node.address).serves, standing=told)
+            return Seen(name, answers or probes.probe(self.way, node.address).serves, standing=told, why=why)
         unheard = {peer: one.get("age") for peer, one in state["peers"].items() if one["presence"] in _UNHEARD}
         generation = (state.get("members") or {}).get("generation")  # an agent of release 0.1 has no such key
         return Seen(name, True, generation, unheard, _trouble(state, unheard), told)

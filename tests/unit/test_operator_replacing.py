@@ -499,6 +499,28 @@ def test_work_that_is_killed_each_time_goes_round_and_is_told(turns: Turns) -> N
     check_replaced(turns.site)
 
 
+def test_a_node_whose_helper_cannot_be_asked_is_named_with_the_reason(turns: Turns) -> None:
+    """As one that the operator put there, when its hostKey is no longer in the object."""
+    ask = turns.ask
+
+    def unknown(node: Node) -> Callable[[bytes, float], bytes]:
+        def refuse(_: bytes, __: float) -> bytes:
+            raise ConnectionFailed("its host key is unknown", host="cp-3", code="HostKeyUnknown", hint="add the key")
+
+        return refuse if node.name == "cp-3" else ask(node)
+
+    turns.ask = unknown  # type: ignore[method-assign]
+    turns.swap()
+    assert turns.round(30) == "AgentsSilent"
+    [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
+    assert condition["message"] == "the agent of cp-3 says nothing: its host key is unknown; add the key"
+    turns.objects.edit([{"name": name, "address": at} for name, at in THREE.items()])
+    turns.lose("cp-2")
+    assert turns.round(30) == "AgentsSilent"
+    [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
+    assert condition["message"].endswith("whether they hear it (cp-3: its host key is unknown; add the key)")
+
+
 def test_two_operators_begin_one_replacement(turns: Turns) -> None:
     turns.lose("cp-2")
     turns.swap()
