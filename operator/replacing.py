@@ -169,7 +169,8 @@ class Round:
             seen = list(pool.map(lambda name: self._seen(name, found[name]), names))
         away = [one.name for one in seen if not one.answers]
         return Snapshot(
-            self.now, listed, tuple(seen), self._machines(away[0]) if len(away) == 1 else None, _away(self.mine),
+            self.now, listed, tuple(seen), self._machines(away[0]) if len(away) == 1 else None,
+            _away(self.mine, self.now),
             (str(self.before.get("old", "")), str(self.before.get("new", ""))),
             next((f"{name}: {one.advice}" for name, one in found.items() if isinstance(one, Error)), ""),
         )  # fmt: skip
@@ -313,11 +314,15 @@ def _machine(found: Object) -> Machine:
     )  # fmt: skip
 
 
-def _away(mine: Object) -> dict[str, float]:
-    """Since when nodes are not available, by the status that the rounds of health write."""
+def _away(mine: Object, now: float) -> dict[str, float]:
+    """Since when nodes are not available, by the status that the rounds of health write; and do not answer in any other
+    way, as a node does that is kept out of service: until then all were in place."""
+    status = mine.get("status", {})
+    placed = next((one for one in status.get("conditions", ()) if one["type"] == KIND), None)
+    since = 0.0 if placed is None else now if placed["status"] != "False" else seconds_of(placed["lastTransitionTime"])
     return {
-        node["name"]: seconds_of(one["lastTransitionTime"])
-        for node in mine.get("status", {}).get("nodes", ())
+        node["name"]: max(since, seconds_of(one["lastTransitionTime"]))
+        for node in status.get("nodes", ())
         for one in node.get("health", ())
         if one["type"] == "Available" and one["status"] != "True"
     }

@@ -326,6 +326,24 @@ def test_it_is_only_proposed_by_default(turns: Turns) -> None:
     assert not running(turns)
 
 
+@pytest.mark.parametrize("status", ["True", "Unknown"])
+def test_a_node_that_is_restarted_after_hours_of_maintenance_is_not_gone(turns: Turns, status: str) -> None:
+    """Its services and its kubelet were stopped all the time, and its helper answered until a minute ago."""
+    mode(turns, "Automatic")
+    assert turns.round() == "AllInPlace"
+    turns.lose("cp-2")
+    nodes = turns.status["nodes"]
+    turns.site.dead = set()
+    assert turns.round(30) == "AllInPlace"
+    turns.site.dead = {"cp-2"}
+    placed = {"type": "NodesInPlace", "status": status, "lastTransitionTime": LONG_AGO, "reason": "x", "message": "x"}
+    turns.status["conditions"] = [placed]
+    for seconds, expected in ((60, "GoneForAWhile"), (1700, "GoneForAWhile"), (120, "Replacing")):
+        turns.status["nodes"] = nodes
+        turns.rounds = turns.replica()
+        assert turns.round(seconds) == expected
+
+
 @pytest.mark.parametrize("alive", ["helper", "agent", "registry", "kubelet", "peers"])
 def test_a_node_that_anybody_hears_is_not_gone(turns: Turns, monkeypatch: pytest.MonkeyPatch, alive: str) -> None:
     mode(turns, "Automatic")
