@@ -105,7 +105,8 @@ class Round:
         failed = work is not None and (work.old, work.new) == (decision.old, decision.new.name) and work.error
         if work is not None and failed and self.now - work.ended < AGAIN:
             text = f"{decision.new.name} did not take the place of {decision.old}, by {by}: {failed['message']}"
-            return Turn(Verdict(KIND, False, failed["code"], f"{text}; {failed['hint']}; it is tried again"))
+            text = "; ".join(filter(None, (text, failed["hint"], "it is tried again")))
+            return Turn(Verdict(KIND, False, failed["code"], text))
         if names := self._broken(decision, snapshot):
             text = f"{decision.new.name} did not take the place of {decision.old}: {_broken(', '.join(names))}"
             return Turn(Verdict(KIND, False, ENDED, f"{text}; it is tried again"))
@@ -281,7 +282,7 @@ def _broken(names: str) -> str:
 
 def _failed(error: Mapping[str, Any]) -> str:
     """Why it failed, and what to do: of a message that is too long the beginning and the end, which says more."""
-    message, hint = str(error["message"]), f"; {error['hint']}"[: _LONGEST // 2]
+    message, hint = str(error["message"]), f"; {error['hint']}"[: _LONGEST // 2] if error["hint"] else ""
     if len(message) + len(hint) > _LONGEST:
         left = _LONGEST - len(hint) - len(" ... ")
         message = f"{message[: left // 2]} ... {message[left // 2 - left :]}"

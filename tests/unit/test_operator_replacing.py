@@ -418,6 +418,19 @@ def test_a_failed_command_that_said_much_is_told_in_a_status_that_the_api_server
     assert found.message.endswith("disk full; see the journal")
 
 
+def test_a_failure_without_advice_is_told_without_gaps(turns: Turns) -> None:
+    error = {"message": "garage failed", "code": "PhaseFailed", "hint": ""}
+    failed = Work("cp-2", "cp-4", NOW - 90, ("move/layout",), "Move", NOW - 60, error)
+    turns.site.all["cp-1"].put(components.WORK, components.WORKED.render(failed.values()), 0o600)
+    turns.swap()
+    assert turns.round() == "PhaseFailed"
+    [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
+    assert condition["message"] == (
+        "cp-4 did not take the place of cp-2, by cp-1: garage failed; it is tried again"
+    )  # fmt: skip
+    assert turns.status["replacement"]["message"] == "garage failed"
+
+
 def test_a_unit_that_somebody_started_by_hand_is_no_replacement(turns: Turns) -> None:
     """Where nothing was asked for it fails, and its record names no nodes."""
     turns.turn("cp-1")
