@@ -33,6 +33,11 @@ class MembersChange:
     lost: bool = False
     """Whether half of the previous members or more are lost: data that only they had is given up."""
 
+    @property
+    def nobody(self) -> bool:
+        """Whether no node comes or goes, as where a member has a new disk: the run then does what ``init`` does."""
+        return not (self.arriving or self.leaving or self.lost)
+
 
 def _unwatched(_: int, __: int) -> None:
     """Discard the progress."""

@@ -101,7 +101,7 @@ def most_lost(bare: int, left: int, nodes: int) -> bool:
 
 def nodes_lost(cluster: Cluster, _: Host) -> Iterator[str]:
     """Fewer than half of the nodes have lost all that they had; else `recover` is what fills them again."""
-    if cluster.change is not None:
+    if cluster.change is not None and not cluster.change.nobody:
         return
     try:
         installed = {host.name for host, made in zip(cluster.hosts, side_by_side(existing, cluster.hosts), strict=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from kubeadm_registry import config, secrets
+from kubeadm_registry.cluster import MembersChange
 from kubeadm_registry.config import immutable
 from kubeadm_registry.config.immutable import Immutable
 from kubeadm_registry.engine.phase import leaves
@@ -175,6 +177,8 @@ def test_where_half_of_the_nodes_lost_everything_recover_is_what_fills_them(thre
     fake = with_file(fake, config.SMALLEST)
     [found] = nodes_lost(fake.cluster, fake.cluster.leader)
     assert found.startswith("cp-1, cp-3 lost everything, and cp-2 may lack images")
+    nobody = replace(fake.cluster, change=MembersChange((), {}))
+    assert list(nodes_lost(nobody, nobody.leader)) == [found], "also in a `join` of a member"
     run(RESET, fake.cluster, Recorder(), skip=("containerd", "data"))
     assert list(nodes_lost(fake.cluster, fake.cluster.leader)) == []
 

@@ -482,6 +482,19 @@ def test_a_node_joins_and_the_new_list_decides_alone(three: FakeCluster) -> None
     assert run(INIT, four.cluster, Recorder(), skip=ELSEWHERE) == []
 
 
+@pytest.mark.parametrize("request_", [Request("cp-2", "cp-2"), Request(joins="cp-2")], ids=["replace", "join"])
+def test_a_member_with_a_new_disk_keeps_name_and_address(three: FakeCluster, request_: Request) -> None:
+    whole = set(three.servers["cp-2"].tree)
+    three.servers["cp-2"] = FakeTransport("cp-2")
+    other, _, _ = planned(three, request_, THREE)
+    for one in other.programs.values():
+        other._unpack(other.servers["cp-2"], one)
+    again = changed(other, request_, THREE)
+    assert whole <= set(again.servers["cp-2"].tree)
+    assert (listed(again).generation, again.garage.moved) == (1, 1), "the members and the layout are as before"
+    assert run(INIT, again.cluster, Recorder(), skip=ELSEWHERE) == []
+
+
 @pytest.mark.parametrize(
     ("wanted", "given"),
     [(Request(joins="cp-4"), FOUR), (Request("cp-4", "cp-2"), {k: v for k, v in FOUR.items() if k != "cp-2"})],
