@@ -179,10 +179,16 @@ def present(cluster: Cluster, joins: str = "") -> Members:
 def same_copies(before: Members, nodes: Mapping[str, str]) -> None:
     """Raise Error if the storage would keep another number of copies, which it cannot change."""
     if (len(before.nodes) == 1) is not (len(nodes) == 1):
+        hint = "list three nodes or more in the cluster file; bare ones may take the place of lost ones"
+        if len(before.nodes) == 1:
+            hint = (
+                "install a new registry on other nodes, three or more, with `init`, under another virtual IP, and fill "
+                "it with `seed` and `skopeo copy` (docs/members.md, Limits)"
+            )
         raise Error(
             "a registry of one node keeps one copy of each image, one of three or more keeps three, and that cannot "
             "be changed in place", code="CopiesDiffer",
-            hint="install a new registry on the other nodes with `init`, and fill it with `seed` and `skopeo copy`",
+            hint=hint,
         )  # fmt: skip
 
 

@@ -293,6 +293,8 @@ def test_one_node_cannot_become_three() -> None:
     fake = fresh(file({"cp-1": "10.0.0.11"}))
     error = refused(fake, Request(joins="cp-2"), THREE)
     assert error.code == "CopiesDiffer"
+    assert "on other nodes, three or more, with `init`" in error.hint, "two others are no registry"
+    assert "another virtual IP" in error.hint
     assert "skopeo copy" in error.hint
 
 

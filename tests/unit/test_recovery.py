@@ -171,6 +171,7 @@ def test_one_node_cannot_be_made_of_three() -> None:
     with pytest.raises(Error) as caught:
         recovery.planned(after(installed(), LEFT).cluster)
     assert caught.value.code == "CopiesDiffer"
+    assert caught.value.hint.startswith("list three nodes or more in the cluster file")
 
 
 # Whether the lost nodes are dead
