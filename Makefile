@@ -16,7 +16,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 PYTHON := .venv/bin/python
 DAY_TWO := members large recover killed disk vip vip_move upgrade rollout rotation certificates backup status pulls pull_in_flight \
            doctor images retention retention_full space helper operator_space operator_replace reset conformance
-KILLED := members members_killed recovery replacing operator_freeing
+KILLED := killed members members_killed recovery replacing operator_freeing
 KUBERNETES := kubelet etcd coredns bridge pause guest
 
 # For the lab (hosts by systemd-nspawn), for Garage from its source, and for the tests.
