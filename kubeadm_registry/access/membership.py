@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kubeadm_registry import secrets
 from kubeadm_registry.access import session
 from kubeadm_registry.access.session import Note, Prompts
 from kubeadm_registry.cluster import Cluster, MembersChange, stayers
@@ -83,8 +84,12 @@ def changing(
             if any(host.name == node.name or host.address == node.address for host in cluster.hosts):
                 continue  # it comes back with another address, or its successor has its own
             try:
-                retiring.append(host := session.host(config, node, prompts))
+                host = session.host(config, node, prompts)
                 stack.callback(host.transport.close)
+                if _of_another(cluster, host):
+                    note("it is a node of another registry, and is left as it is", host=node.name, level="warning")
+                else:
+                    retiring.append(host)
             except ConnectionFailed as error:
                 if error.code != UNREACHABLE and node.address not in change.former:
                     raise  # it answers, so it is not dead, and no earlier run is done with it
@@ -93,6 +98,12 @@ def changing(
                 note(f"{error.message}; it is treated as lost, and the others copy its data", host=node.name,
                      level="warning")  # fmt: skip
         yield replace(cluster, change=replace(change, retiring=tuple(retiring)))
+
+
+def _of_another(cluster: Cluster, host: Host) -> bool:
+    """Whether *host*, which has left or was lost, is a node of another registry by now: that one is not uninstalled."""
+    generation, _ = secrets.revision_in(host.read(secrets.PATH) or b"")
+    return bool(generation) and cluster.vault.made and generation != cluster.vault.preview().generation
 
 
 def _require_moved(cluster: Cluster, change: MembersChange, node: Node, prompts: Prompts) -> None:

@@ -33,7 +33,7 @@ from kubeadm_registry.phases.workflows import CHANGE_MEMBERS, INIT
 from kubeadm_registry.transport import host as host_module
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.ssh import UNREACHABLE
-from tests.unit.fake_cluster import ELSEWHERE, FakeCluster
+from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, fixed_secrets
 from tests.unit.fakes import FakeTransport
 from tests.unit.healthy import free
 from tests.unit.installed import fresh
@@ -45,6 +45,7 @@ pytestmark = pytest.mark.slow
 SAMPLE = Path(__file__).parents[1] / "golden" / "formats" / "members.json"
 THREE = {"cp-1": "10.0.0.11", "cp-2": "10.0.0.12", "cp-3": "10.0.0.13"}
 FOUR = {**THREE, "cp-4": "10.0.0.14"}
+FIXED = fixed_secrets(tuple(THREE))
 
 
 def file(nodes: dict[str, str]) -> str:
@@ -383,6 +384,34 @@ def test_a_node_that_leaves_and_does_not_let_us_in(
         assert error.code != "NodeAlive" or "the agent of cp-3 hears it" in error.message
         said = [error.code]
     assert said == [outcome]
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["it had left", "it is a member still"])
+@pytest.mark.parametrize("generation", ["another", FIXED.generation], ids=["of another registry", "of this one"])
+def test_a_machine_that_is_a_node_of_another_registry_by_now_is_left_as_it_is(
+    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, generation: str, left: bool
+) -> None:
+    given = {name: at for name, at in FOUR.items() if name != "cp-2"}
+    machine = three.servers["cp-2"].copy()
+    machine.put(secrets.PATH, replace(FIXED, generation=generation).to_json(), 0o600)
+    other = (
+        changed(three, Request("cp-4", "cp-2"), given) if left else planned(three, Request("cp-4", "cp-2"), given)[0]
+    )
+
+    @contextmanager
+    def opened(*_: object, **__: object) -> Iterator[Cluster]:
+        yield other.cluster
+
+    monkeypatch.setattr(membership.session, "cluster", opened)
+    monkeypatch.setattr(membership.session, "host", lambda *_: machine.host("10.0.0.12"))
+    said: list[str] = []
+    parsed = config.parse(file(given), "cluster.yaml")
+    with membership.changing(
+        parsed, Request("cp-4", "cp-2"), Prompts(), lambda text, **_: said.append(text)
+    ) as cluster:
+        assert cluster.change is not None
+        assert len(cluster.change.retiring) == (generation != "another")
+    assert said == ["it is a node of another registry, and is left as it is"] * (generation == "another")
 
 
 @pytest.mark.parametrize(
