@@ -118,7 +118,7 @@ def _require_moved(cluster: Cluster, change: MembersChange, node: Node, prompts:
         before = session.attempt(cluster.config, node, prompts)
         with closing(before.transport):
             # Somebody else may have got the old address by now, who is no node.
-            same = has_address(before, here.address) or before.read(PATH) is None
+            same = has_address(before, here.address) or before.read(PATH) is None or _of_another(cluster, before)
         if not same:
             raise Error(
                 f"the machine at {node.address} still runs, and does not have the address {here.address}: these are "

@@ -415,19 +415,24 @@ def test_a_machine_that_is_a_node_of_another_registry_by_now_is_left_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("answers", "has", "former", "outcome"),
+    ("answers", "has", "former", "generation", "outcome"),
     [
-        (True, "10.0.0.12", False, "NodeAlive"),
-        (True, "10.0.0.22", False, "goes on"),
-        (True, "", False, "goes on"),
-        (False, "", False, "goes on"),
-        (True, "10.0.0.12", True, "goes on"),
+        (True, "10.0.0.12", False, FIXED.generation, "NodeAlive"),
+        (True, "10.0.0.12", False, "another", "goes on"),
+        (True, "10.0.0.22", False, FIXED.generation, "goes on"),
+        (True, "", False, "", "goes on"),
+        (False, "", False, "", "goes on"),
+        (True, "10.0.0.12", True, FIXED.generation, "goes on"),
     ],
-    ids=["another machine", "the same one, with both", "no node has it now", "it is gone", "an earlier run is done"],
-)
+    ids=[
+        "another machine", "a node of another registry", "the same one, with both", "no node has it now", "it is gone",
+        "an earlier run is done",
+    ],
+)  # fmt: skip
 def test_a_node_that_moves_is_one_machine(
-    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, answers: bool, has: str, former: bool, outcome: str
-) -> None:
+    three: FakeCluster, monkeypatch: pytest.MonkeyPatch, answers: bool, has: str, former: bool, generation: str,
+    outcome: str,
+) -> None:  # fmt: skip
     """Two machines of one name would be one node of the storage."""
     given = {**THREE, "cp-2": "10.0.0.22"}
     if former:
@@ -438,6 +443,7 @@ def test_a_node_that_moves_is_one_machine(
     old = FakeTransport("cp-2")
     if has:  # else somebody who is no node
         old.put(members.PATH, Members(1, THREE).render())
+        old.put(secrets.PATH, replace(FIXED, generation=generation).to_json(), 0o600)
     old.answer(
         "ip", "-oneline", "address", "show", "-tentative", "to",
         with_=lambda argv, _: f"2: eth0 inet {has}" if has and argv[-1].startswith(has) else "",
