@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from kubeadm_registry import members, paths
+from kubeadm_registry import members, paths, secrets
 from kubeadm_registry.access.membership import Request
 from kubeadm_registry.agent.formats import Newer
 from kubeadm_registry.cluster import Cluster, MembersChange, arriving, as_it_is, holder_last, retiring, stayer, stayers
 from kubeadm_registry.components import agent, data, health, replacing
 from kubeadm_registry.components import network as rules
 from kubeadm_registry.components.services import backend, frontend, vip_manager
+from kubeadm_registry.containerd.record import ORIGINALS
 from kubeadm_registry.engine.changes import Absent, File, NoService, Running, Steps, Wait
 from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.errors import Error, NotYetKnown
@@ -33,6 +34,19 @@ def on_retiring(phase: Phase) -> Phase:
     """*phase* on the hosts that leave, with its checks there. One that fails, perhaps by its disk, counts as dead."""
     checks = tuple(replace(check, on=retiring) for check in phase.checks)
     return replace(phase, on=retiring, checks=checks, gives_up=KEPT_OUT)
+
+
+def of_node(phase: Phase) -> Phase:
+    """*phase* where the host is no mere client node: one that has left may be that since, when the command is repeated.
+
+    A reset that was killed leaves no record of containerd's files where secrets and list are gone.
+    """
+
+    def steps(cluster: Cluster, host: Host) -> Steps:
+        if host.read(ORIGINALS) is None or any(host.read(path) is not None for path in (secrets.PATH, members.PATH)):
+            yield from phase.changes(cluster, host)
+
+    return replace(phase, steps=steps)
 
 
 def store(cluster: Cluster, host: Host) -> Steps:
@@ -245,7 +259,7 @@ UNINSTALL = Phase(
     "Uninstall the registry from leaving nodes",
     phases=(
         VIP_LEAVES,
-        *map(on_retiring, reset.RESET_PHASES),
+        *(on_retiring(of_node(one) if one in (reset.CONTAINERD, reset.FILES) else one) for one in reset.RESET_PHASES),
     ),
 )
 MEMBERS = Phase("members", "Store the member list", store, checks=OF_MEMBERS)

@@ -21,6 +21,7 @@ from kubeadm_registry.cluster import Cluster, MembersChange
 from kubeadm_registry.components import agent, drain, garage, garage_layout, health, keepalived, zot
 from kubeadm_registry.components.garage_layout import ClusterLayout
 from kubeadm_registry.config import Node
+from kubeadm_registry.containerd import record
 from kubeadm_registry.engine import changes, workflow
 from kubeadm_registry.engine.phase import leaves
 from kubeadm_registry.engine.workflow import run
@@ -638,6 +639,19 @@ def left_as_it_is(four: FakeCluster) -> str:
     [(host, text)] = [(host, text) for host, text in recorder.notes if "not uninstalled" in text]
     assert host == "cp-4"
     return text
+
+
+def test_a_node_that_has_left_and_is_a_client_node_by_now_stays_one(three: FakeCluster) -> None:
+    """As after `mirrors apply` for it; the command is run again."""
+    given = {name: at for name, at in FOUR.items() if name != "cp-2"}
+    request = Request("cp-4", "cp-2")
+    client = three.servers["cp-2"]
+    _, cluster, change = planned(changed(three, request, given, retiring="cp-2"), request, given)
+    client.put(record.ORIGINALS, b"{}")
+    cluster = replace(cluster, change=replace(change, retiring=(client.host("10.0.0.12"),)))
+    assert run(CHANGE_MEMBERS, cluster, Recorder(), skip=SKIP) == []
+    [containerd] = [phase for path, phase in leaves(CHANGE_MEMBERS) if path == "uninstall/containerd"]
+    assert list(containerd.changes(cluster, client.host())) == []
 
 
 def test_a_node_that_cannot_be_uninstalled_leaves_as_a_dead_one_does(three: FakeCluster) -> None:
