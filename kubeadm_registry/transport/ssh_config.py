@@ -4,7 +4,7 @@ OpenSSH itself reads ssh_config (``ssh -G``), so Include, Match, canonical names
 they mean on the command line. Without an ``ssh`` program, or where it does not run since the user's id has no entry in
 passwd, only the caller's values and OpenSSH's defaults count.
 
-Not taken from ssh_config: StrictHostKeyChecking (always strict), CertificateFile, KnownHostsCommand, VerifyHostKeyDNS,
+Not taken from ssh_config: StrictHostKeyChecking (always strict), KnownHostsCommand, VerifyHostKeyDNS,
 BindInterface, algorithm lists, forwardings.
 """
 
@@ -62,6 +62,7 @@ class Settings:
     port: int
     user: str
     identity_files: tuple[Path, ...]
+    certificate_files: tuple[Path, ...]
     identities_only: bool
     #: Path of the agent's socket; None: no agent.
     agent: Path | None
@@ -127,6 +128,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         port=port,
         user=login,
         identity_files=tuple(keys),
+        certificate_files=tuple(path(text) for text in said.get("certificatefile", ()) if text != "none"),
         identities_only=first("identitiesonly") == "yes",
         agent=path(agent) if agent else None,
         known_hosts=tuple(path(text) for text in _known_hosts(target, first, jump=jump)),

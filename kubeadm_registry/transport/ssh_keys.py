@@ -48,10 +48,12 @@ class _Encrypted(Exception):
     """A key file needs a passphrase, or another one."""
 
 
-def candidates(
-    settings: Settings, named: Path | None, ask: Ask | None
-) -> Iterator[tuple[str, paramiko.PKey | KeyUnusable]]:
-    """The keys to try, in order, each with its name for messages: the key itself, or why it cannot be used.
+#: A key's name for messages, and the key itself, or why it cannot be used.
+Offer = tuple[str, paramiko.PKey | KeyUnusable]
+
+
+def candidates(settings: Settings, named: Path | None, ask: Ask | None) -> Iterator[Offer]:
+    """The keys to try, in order.
 
     First *named*, the one that the caller wants; then those of the agent, those of ssh_config, and of these the
     encrypted ones last, so that *ask* is called only when nothing else opened the door. The agent is not asked where
@@ -59,9 +61,20 @@ def candidates(
     """
     encrypted: list[Path] = []
 
-    def from_file(path: Path) -> Iterator[tuple[str, paramiko.PKey | KeyUnusable]]:
+    def offers(key: paramiko.PKey | KeyUnusable, path: Path | None, what: str = "") -> Iterator[Offer]:
+        """What to try with *key*, of the file *path*: with each certificate that is of it, then without."""
+        beside = path.with_name(path.name + "-cert.pub") if path else None
+        for certificate in dict.fromkeys(filter(None, (beside, *settings.certificate_files))):
+            if isinstance(key, paramiko.PKey) and certificate.exists():
+                if (certified := _certified(key, certificate)) is not None:
+                    yield str(certificate), certified
+                elif certificate == beside:
+                    yield str(certificate), KeyUnusable("not a certificate of this key")
+        yield what or str(path), key
+
+    def from_file(path: Path) -> Iterator[Offer]:
         try:
-            yield from _offers(path, load(path))
+            yield from offers(load(path), path)
         except _Encrypted:
             encrypted.append(path)
         except KeyUnusable as error:
@@ -76,32 +89,29 @@ def candidates(
         held = {}
     by_agent = {path: held.pop(blob) for path in settings.identity_files if (blob := _public_blob(path)) in held}
     if named in encrypted and named not in by_agent:
-        yield from _offers(named, decrypt(named, ask))
+        yield from offers(decrypt(named, ask), named)
     for path, key in by_agent.items():
-        yield f"{path} by the agent", key
+        yield from offers(key, path, f"{path} by the agent")
     if not settings.identities_only:
         for blob, key in held.items():
-            yield f"agent key {fingerprint(blob)}", key
+            yield from offers(key, None, f"agent key {fingerprint(blob)}")
     for path in settings.identity_files:
         if path != named and path not in by_agent and os.access(path, os.F_OK):
             yield from from_file(path)
     for path in encrypted:
         if path != named:
-            yield from _offers(path, decrypt(path, ask))
+            yield from offers(decrypt(path, ask), path)
 
 
-def _offers(path: Path, key: paramiko.PKey | KeyUnusable) -> Iterator[tuple[str, paramiko.PKey | KeyUnusable]]:
-    """What to try with *key* of the file *path*: with the certificate beside it, if there is one, then without."""
-    certificate = path.with_name(path.name + "-cert.pub")
-    if isinstance(key, paramiko.PKey) and certificate.exists():
-        certified = copy.copy(key)
-        try:
-            certified.load_certificate(str(certificate))
-            mine = certified.public_blob is not None and _is_certified(certified.public_blob.key_blob, key)
-        except (OSError, ValueError, paramiko.SSHException):
-            mine = False
-        yield str(certificate), certified if mine else KeyUnusable("not a certificate of this key")
-    yield str(path), key
+def _certified(key: paramiko.PKey, certificate: Path) -> paramiko.PKey | None:
+    """*key* with the *certificate*; None if that is not one of it."""
+    certified = paramiko.AgentKey(key.agent, key.blob) if isinstance(key, paramiko.AgentKey) else copy.copy(key)
+    try:
+        certified.load_certificate(str(certificate))
+        mine = certified.public_blob is not None and _is_certified(certified.public_blob.key_blob, key)
+    except (OSError, ValueError, paramiko.SSHException):
+        return None
+    return certified if mine else None
 
 
 def _is_certified(certificate: bytes, key: paramiko.PKey) -> bool:
@@ -170,6 +180,10 @@ def agent_keys(path: Path | None) -> list[paramiko.AgentKey]:
         connection.close()
         return []
     connection.settimeout(SIGN_TIMEOUT)
+    for key in keys:
+        if "-cert-" in key.get_name():
+            # Of an RSA certificate paramiko would offer the bare key, under the certificate's name.
+            key.inner_key = None  # type: ignore[attr-defined]
     return keys
 
 

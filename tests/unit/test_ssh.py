@@ -743,6 +743,39 @@ def test_a_certificate_that_is_over_or_of_another_key_is_no_obstacle(own_server,
         assert f"tried: {certificate} (not a certificate of this key), {key} (refused)" in error.message
 
 
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+@pytest.mark.parametrize("trusts", ["authority", "key"])
+def test_a_certificate_and_its_key_in_the_agent_both_open(own_server, login, agent, tmp_path, kind, trusts):
+    authority, key = keygen(tmp_path / "authority"), keygen(tmp_path / "key", kind=kind)
+    certify(authority, key)
+    agent(key)
+    server = own_server(*([f"TrustedUserCAKeys {authority}.pub"] if trusts == "authority" else []))
+    server.authorized.write_text(public(key) if trusts == "key" else "")
+    assert login(server.target(identity_file=None)).run(["true"]).ok
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "rsa"])
+@pytest.mark.parametrize(("beside", "by_agent"), [(True, True), (False, True), (False, False)])
+def test_a_certificate_of_a_file_opens_with_the_key_wherever_that_is(
+    own_server, login, agent, tmp_path, kind, beside, by_agent
+):
+    authority, key, other = keygen(tmp_path / "authority"), keygen(tmp_path / "key", kind=kind), keygen(tmp_path / "o")
+    server = own_server(f"TrustedUserCAKeys {authority}.pub")
+    if by_agent:
+        agent(key)
+        key.unlink()
+    certify(authority, other)
+    certify(authority, key)
+    lines = [f"IdentityFile {key}", f"CertificateFile {tmp_path}/none", f"CertificateFile {other}-cert.pub"]
+    if not beside:
+        (tmp_path / "key-cert.pub").rename(tmp_path / "elsewhere")
+        lines.append("CertificateFile ~/elsewhere")
+    (tmp_path / "config").write_text("\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        assert login(server.target(identity_file=None, config_file=tmp_path / "config")).run(["true"]).ok
+
+
 def test_identities_only_leaves_the_agents_other_keys_alone(server, agent, tmp_path):
     agent(server.user_key)
     config = tmp_path / "config"

@@ -28,6 +28,7 @@ def settings(
         port=port,
         user="root",
         identity_files=(),
+        certificate_files=(),
         identities_only=False,
         agent=None,
         known_hosts=files,
