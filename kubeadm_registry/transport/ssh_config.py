@@ -110,7 +110,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
     tokens = {"h": hostname, "n": target.address, "p": str(port), "r": login, "k": alias or target.address}
 
     def path(text: str) -> Path:
-        return whoami.expand(_expand(text, tokens))
+        return whoami.expand(_expand(_with_environment(text, target), tokens))
 
     keys = [path(text) for text in said.get("identityfile", _DEFAULT_KEYS) if text != "none"]
     if target.identity_file is not None:
@@ -119,8 +119,8 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
     agent = first("identityagent", "SSH_AUTH_SOCK")
     if agent == "SSH_AUTH_SOCK":
         agent = os.environ.get("SSH_AUTH_SOCK", "")
-    elif agent.startswith("$"):
-        agent = os.environ.get(agent.strip("${}"), "")
+    elif agent.startswith("$") and not agent.startswith("${"):
+        agent = os.environ.get(agent[1:], "")
     timeout = first("connecttimeout")
     return Settings(
         alias=target.address,
@@ -221,6 +221,22 @@ def _known_hosts(target: SshTarget, first: Callable[[str, str], str], *, jump: b
     if target.known_hosts_file is not None:
         files = [str(target.known_hosts_file), *(files if jump else [])]
     return [*files, *everyone.split()]
+
+
+def _with_environment(text: str, target: SshTarget) -> str:
+    """Replace each ``${NAME}`` in a path of ssh_config. Raises ConnectionFailed if there is no such variable."""
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise ConnectionFailed(
+                f"ssh_config names the environment variable {match[1]} ({text}), which is not set",
+                host=target.name,
+                hint=f"set {match[1]}, or correct ssh_config",
+                code="SshConfigInvalid",
+            )
+        return os.environ[match[1]]
+
+    return re.sub(r"\$\{([^}]*)\}", value, text)
 
 
 def _expand(text: str, tokens: dict[str, str]) -> str:

@@ -118,6 +118,19 @@ def test_proxy_command_with_tokens(ask):
     assert got.proxy_command == "nc -X '%' 10.0.0.11 22 root cp-1"
 
 
+def test_paths_with_environment_variables(ask, monkeypatch):
+    text = "IdentityFile ${KEYS}/%r\nCertificateFile ${KEYS}/cert\n"
+    monkeypatch.setenv("KEYS", "/keys")
+    got = ask(text, user="root")
+    assert (got.identity_files, got.certificate_files) == ((Path("/keys/root"),), (Path("/keys/cert"),))
+    monkeypatch.delenv("KEYS")
+    with pytest.raises(
+        ConnectionFailed, match=r"environment variable KEYS \(\$\{KEYS\}/%r\), which is not set"
+    ) as caught:
+        ask(text)
+    assert caught.value.code == "SshConfigInvalid"
+
+
 @pytest.mark.parametrize(
     ("line", "socket"),
     [
@@ -126,6 +139,7 @@ def test_proxy_command_with_tokens(ask):
         ("IdentityAgent ~/other.sock", HOME / "other.sock"),
         ("IdentityAgent SSH_AUTH_SOCK", Path("/run/agent")),
         ("IdentityAgent $OTHER_SOCK", Path("/run/other")),
+        ("IdentityAgent ${OTHER_SOCK}", Path("/run/other")),
     ],
 )
 def test_which_agent(ask, monkeypatch, line, socket):
