@@ -67,6 +67,8 @@ class Settings:
     #: Path of the agent's socket; None: no agent.
     agent: Path | None
     known_hosts: tuple[Path, ...]
+    #: Keys that no host may have, one a line or as a KRL (ssh-keygen(1)); None: there is no such file.
+    revoked: Path | None
     host_key_alias: str | None
     #: The one key that counts, whatever known_hosts has; None: those count.
     host_key: str | None
@@ -132,6 +134,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         identities_only=first("identitiesonly") == "yes",
         agent=path(agent) if agent else None,
         known_hosts=tuple(path(text) for text in _known_hosts(target, first, jump=jump)),
+        revoked=Path(revoked) if (revoked := first("revokedhostkeys")) else None,
         host_key_alias=alias,
         host_key=target.host_key,
         proxy_command=_expand(first("proxycommand"), tokens) or None,

@@ -1,6 +1,7 @@
 """Whether the key that a server shows is the one we expect: known_hosts as in sshd(8).
 
-Honoured: plain and hashed names, wildcards and ``!``, ``[host]:port``, ``@revoked``, several files. An entry of
+Honoured: plain and hashed names, wildcards and ``!``, ``[host]:port``, ``@revoked``, several files; and
+RevokedHostKeys of ssh_config. An entry of
 ``@cert-authority`` is not used, since paramiko verifies no host certificates: such a host needs a line with its key.
 """
 
@@ -10,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import shlex
+import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,6 +23,8 @@ from kubeadm_registry.transport.ssh_config import Settings
 
 #: In place of a known_hosts file.
 PINNED = Path("hostKey")
+#: What a key revocation list begins with (PROTOCOL.krl).
+_KRL = b"SSHKRL\n\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +68,15 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
     """
     shown = f"{key_type.removeprefix('ssh-')} key {fingerprint(blob)}"
     name = _names(settings)[0]
-    for key in known:
-        if key.marker == "@revoked" and key.blob == blob:
-            raise ConnectionFailed(
-                f"host key verification failed: {settings.where} presented the {shown}, which is revoked in "
-                f"{key.file} line {key.line}",
-                host=host,
-                hint="another host may be impersonating it. Generate a new host key, or check why the key was revoked",
-                code="HostKeyRevoked",
-            )
+    revoked = [f"{key.file} line {key.line}" for key in known if key.marker == "@revoked" and key.blob == blob]
+    if revoked or (settings.revoked is not None and _is_revoked(settings.revoked, key_type, blob, host=host)):
+        raise ConnectionFailed(
+            f"host key verification failed: {settings.where} presented the {shown}, which is revoked in "
+            f"{revoked[0] if revoked else settings.revoked}",
+            host=host,
+            hint="another host may be impersonating it. Generate a new host key, or check why the key was revoked",
+            code="HostKeyRevoked",
+        )
     trusted = [key for key in known if not key.marker]
     if any(key.blob == blob for key in trusted):
         return
@@ -110,6 +114,28 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
         hint=f"compare the fingerprint on the console of the host ({_on_console(key_type)}), then accept the key: "
         f"{accept} >> {shlex.quote(str(target))}",
         code="HostKeyUnknown",
+    )
+
+
+def _is_revoked(file: Path, key_type: str, blob: bytes, *, host: str) -> bool:
+    """Whether *file* revokes the key. Raises ConnectionFailed if it cannot be read: then no key counts, as with ssh."""
+    text = base64.b64encode(blob)
+    try:
+        content = file.read_bytes()
+        if not content.startswith(_KRL):
+            return any(text in line.split() for line in content.splitlines() if not line.startswith(b"#"))
+        argv = ("ssh-keygen", "-Q", "-f", file, "/dev/stdin")
+        done = subprocess.run(argv, input=key_type.encode() + b" " + text, check=False, capture_output=True)
+        if done.returncode in (0, 1):
+            return done.returncode == 1
+        why = done.stderr.decode(errors="replace").strip()
+    except OSError as error:
+        why = error.strerror or str(error)
+    raise ConnectionFailed(
+        f"cannot read {file}, which RevokedHostKeys in ssh_config names: {why}",
+        host=host,
+        hint="correct the file, or RevokedHostKeys",
+        code="SshConfigInvalid",
     )
 
 

@@ -55,6 +55,7 @@ Host cp-*
   IdentitiesOnly yes
   UserKnownHostsFile ~/.ssh/a /tmp/%h
   GlobalKnownHostsFile /etc/b
+  RevokedHostKeys /etc/c
   HostKeyAlias rack
   ConnectTimeout 3
   ServerAliveInterval 7
@@ -67,14 +68,16 @@ Host *
     assert got.identity_files == (HOME / ".ssh/joe-at-cp-1.example.com", Path("/keys/cp-1"))
     assert got.identities_only
     assert got.known_hosts == (HOME / ".ssh/a", Path("/tmp/cp-1.example.com"), Path("/etc/b"))
-    assert got.host_key_alias == "rack"
+    assert (got.host_key_alias, got.revoked) == ("rack", Path("/etc/c"))
     assert (got.connect_timeout, got.keepalive) == (3, 7)
     assert got.jumps == ("ann@bastion:22", "[10.0.0.1]")
 
 
 def test_what_is_none_is_none(ask):
-    settings = ask("Host *\n  IdentityFile none\n  UserKnownHostsFile none\n  GlobalKnownHostsFile none\n")
-    assert (settings.identity_files, settings.known_hosts) == ((), ())
+    settings = ask(
+        "Host *\n  IdentityFile none\n  UserKnownHostsFile none\n  GlobalKnownHostsFile none\n  RevokedHostKeys none\n"
+    )
+    assert (settings.identity_files, settings.known_hosts, settings.revoked) == ((), (), None)
 
 
 @pytest.mark.parametrize("timeout", ["0", "none"])

@@ -20,7 +20,14 @@ RSA = b"\0\0\0\x07ssh-rsa" + b"r" * 60
 
 
 def settings(
-    *files, hostname="10.0.0.11", alias="cp-1", port=22, host_key_alias=None, host_key=None, proxy_command=None
+    *files,
+    hostname="10.0.0.11",
+    alias="cp-1",
+    port=22,
+    host_key_alias=None,
+    host_key=None,
+    proxy_command=None,
+    revoked=None,
 ):
     return Settings(
         alias=alias,
@@ -32,6 +39,7 @@ def settings(
         identities_only=False,
         agent=None,
         known_hosts=files,
+        revoked=revoked,
         host_key_alias=host_key_alias,
         host_key=host_key,
         proxy_command=proxy_command,
@@ -181,6 +189,33 @@ def test_a_key_that_is_pinned_counts_whatever_known_hosts_has(file):
 def test_a_host_known_by_an_authority_only_is_told_so(file):
     file.write_text(line("*", OTHER, marker="@cert-authority "))
     assert "certificate authority for it, which is not supported" in complaint(settings(file)).message
+
+
+@pytest.mark.parametrize("krl", [False, True])
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_key_that_ssh_config_revokes_is_refused(file, tmp_path, krl, pinned):
+    keys = {}
+    for name in ("key", "other"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+        keys[name] = base64.b64decode((tmp_path / f"{name}.pub").read_text().split()[1])
+    revoked = tmp_path / "revoked"
+    if krl:
+        subprocess.run(["ssh-keygen", "-q", "-k", "-f", revoked, tmp_path / "key.pub"], check=True)
+    else:
+        revoked.write_text("# stolen\n\n" + (tmp_path / "key.pub").read_text())
+    file.write_text(line("10.0.0.11", keys["key"]) + line("10.0.0.11", keys["other"]))
+    for name, outcome in (("key", "HostKeyRevoked"), ("other", "trusted")):
+        host_key = " ".join(line("x", keys[name]).split()[1:3]) if pinned else None
+        assert verdict(settings(file, revoked=revoked, host_key=host_key), keys[name]) == outcome
+
+
+@pytest.mark.parametrize("content", [None, b"SSHKRL\n\0 cut short"])
+def test_where_revoked_keys_cannot_be_read_none_counts(file, tmp_path, content):
+    file.write_text(line("10.0.0.11"))
+    revoked = tmp_path / "revoked"
+    if content is not None:
+        revoked.write_bytes(content)
+    assert verdict(settings(file, revoked=revoked)) == "SshConfigInvalid"
 
 
 def test_fingerprints_are_those_of_openssh(tmp_path):
