@@ -79,7 +79,9 @@ class _Ssh:
         self._ends = ends
         self._forwarders: dict[tuple[str, int], Forwarder] = {}
         self._lock = threading.Lock()
+        self._began = False
         self._shell = Shell(self._spawn, target.name)
+        self._began = True
         if self._shell.uid != 0:
             raise ConnectionFailed(
                 f"user {settings.user} has user id {self._shell.uid} on the host, not 0",
@@ -142,9 +144,15 @@ class _Ssh:
             return started(stream, mark, prompt=prompt, password=password)
         except NotStarted as error:
             stream.close()
+            # Its thread ends the channels first, and then says that it has ended.
+            self._transport.join(0.1)
+            if not self._transport.is_active():
+                raise lost(self._target.name, what, error.said) from error
             raise self._refused(error.said, sudo=sudo, prompt=prompt) from error
         except TimeoutError as error:
             stream.close()
+            if self._began:  # by this login commands run
+                raise lost(self._target.name, what, str(error)) from error
             raise ConnectionFailed(
                 f"user {self._settings.user} logged in, but no command ran: {error}",
                 host=self._target.name,

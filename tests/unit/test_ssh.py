@@ -892,6 +892,25 @@ def test_a_login_that_waits_for_input_is_told_from_a_host_that_is_down(own_serve
     assert ".bashrc" in error.hint
 
 
+@pytest.mark.parametrize("root", [True, False])
+def test_a_connection_that_is_lost_while_a_command_starts_is_no_refusal(own_server, monkeypatch, root):
+    server = own_server("ForceCommand sleep 0.2; kill -9 $PPID")
+    monkeypatch.setattr(ssh, "ROOT", ME if root else "somebody else")
+    error = refused(server.target())
+    assert (error.code, error.message) == ("ConnectionLost", "the connection was lost during: sh (no output)")
+
+
+def test_a_host_that_falls_silent_during_a_run_has_no_login_that_waits_for_input(
+    own_server, login, tmp_path, monkeypatch
+):
+    server = own_server(f'ForceCommand mkdir {tmp_path}/began 2>/dev/null || sleep 60; sh -c "$SSH_ORIGINAL_COMMAND"')
+    host = login(server.target())
+    monkeypatch.setattr(process, "START_TIMEOUT", 1)
+    with pytest.raises(ConnectionFailed, match=r"lost during: upload /x .*no answer for 1 s") as caught:
+        host.upload(server.user_key, "/x")
+    assert caught.value.code == "ConnectionLost"
+
+
 def test_a_host_that_opens_one_session_only_is_refused_at_once(own_server):
     """Else the first upload would fail in the middle of a run, and again when it is run again."""
     error = refused(own_server("MaxSessions 1").target())
