@@ -308,9 +308,19 @@ def _authenticate(transport: paramiko.Transport, settings: Settings, target: Ssh
         if isinstance(key, ssh_keys.KeyUnusable):
             tried.append(f"{what} ({key})")
             continue
+        begin = time.monotonic()
         try:
             missing = transport.auth_publickey(settings.user, key)
         except paramiko.AuthenticationException as error:
+            if transport.is_active() and time.monotonic() - begin >= LOGIN_TIMEOUT:
+                raise ConnectionFailed(
+                    f"the login of {settings.user} at {settings.where} by {what} was not answered within "
+                    f"{LOGIN_TIMEOUT:g} s",
+                    host=target.name,
+                    hint="touch the security key, if it is one; else check what sshd waits for on the host (PAM, LDAP, "
+                    f"AuthorizedKeysCommand), see its log; try: {settings.ssh_command('true')}",
+                    code="AuthenticationFailed",
+                ) from error
             tried.append(f"{what} (refused)")
             if not transport.is_active():
                 raise _no_entry(

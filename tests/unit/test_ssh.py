@@ -576,6 +576,15 @@ def test_a_key_file_that_is_none_is_named(server, tmp_path):
     assert "(not a private key)" in refused(server.target(identity_file=tmp_path / "key")).message
 
 
+def test_a_login_that_is_not_answered_in_time_was_not_refused(own_server, monkeypatch):
+    monkeypatch.setattr(ssh_login, "LOGIN_TIMEOUT", 1)
+    server = own_server("AuthorizedKeysCommand /bin/sleep 4", f"AuthorizedKeysCommandUser {ME}")
+    server.authorized.write_text("")
+    error = refused(server.target())
+    assert f"by {server.user_key} was not answered within 1 s" in error.message
+    assert "PAM" in error.hint
+
+
 def test_the_server_gives_up_after_too_many_keys(server, tmp_path):
     config = tmp_path / "config"
     keys = [keygen(tmp_path / f"key{number}") for number in range(4)]
