@@ -65,7 +65,7 @@ class Ssh(Model):
     """How to reach a node by SSH. These values override ssh_config."""
 
     user: UserName | None = None
-    """User to log in as. Unset: that of ssh_config, else root. Others need sudo."""
+    """User to log in as. Unset: that of ssh_config, else your own name, as with ssh. Others than root need sudo."""
     port: Whole | None = Field(None, ge=1, le=65535)
     """Port of sshd. Unset: that of ssh_config, else 22."""
     identity_file: OwnFile | None = None

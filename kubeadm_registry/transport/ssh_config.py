@@ -5,7 +5,7 @@ they mean on the command line. Without an ``ssh`` program, or where it does not 
 passwd, only the caller's values and OpenSSH's defaults count.
 
 Not taken from ssh_config: StrictHostKeyChecking (always strict), KnownHostsCommand, VerifyHostKeyDNS,
-BindInterface, algorithm lists, forwardings.
+AddressFamily, BindInterface, ProxyUseFdpass, algorithm lists, forwardings.
 """
 
 from __future__ import annotations
