@@ -13,6 +13,8 @@ from kubeadm_registry.errors import ConnectionFailed
 
 _ADMINISTRATIVELY_PROHIBITED = 1
 _CHUNK = 32 * 1024
+#: Seconds for the host to connect to where the port leads.
+_CONNECT_TIMEOUT = 15
 
 
 class Forwarder:
@@ -49,7 +51,7 @@ class Forwarder:
 
     def _channel(self, peer: tuple[str, int]) -> paramiko.Channel:
         try:
-            return self._transport.open_channel("direct-tcpip", self._to, peer, timeout=15)
+            return self._transport.open_channel("direct-tcpip", self._to, peer, timeout=_CONNECT_TIMEOUT)
         except paramiko.ChannelException as error:
             if error.code == _ADMINISTRATIVELY_PROHIBITED:
                 raise ConnectionFailed(
@@ -61,6 +63,12 @@ class Forwarder:
                 ) from error
             raise
         except (paramiko.SSHException, EOFError, OSError) as error:
+            if self._transport.is_active():
+                raise ConnectionFailed(
+                    f"no response from {self._to[0]} port {self._to[1]} to this host within {_CONNECT_TIMEOUT} s",
+                    host=self._host,
+                    hint="check that this host is up, and that no firewall between the two drops the connection",
+                ) from error
             raise ConnectionFailed(
                 f"the connection was lost: {error or 'end of file'}", host=self._host, code="ConnectionLost"
             ) from error

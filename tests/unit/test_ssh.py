@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
-from kubeadm_registry.transport import process, ssh, ssh_keys, ssh_login
+from kubeadm_registry.transport import process, ssh, ssh_forward, ssh_keys, ssh_login
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.transport.shell import Shell
 from kubeadm_registry.transport.ssh import SshTarget, connect
@@ -1075,6 +1075,22 @@ def test_dial_before_anybody_listens(server, login):
             connection, _ = late.accept()
             with connection:
                 assert connection.recv(5) == b"hello"
+
+
+def test_dial_to_what_drops_packets_is_no_lost_connection(server, login, monkeypatch):
+    monkeypatch.setattr(ssh_forward, "_CONNECT_TIMEOUT", 1)
+    host = login(server.target())
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # whoever comes when nobody accepts gets no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        with pytest.raises(
+            ConnectionFailed, match=r"cp-1: no response from 127\.0\.0\.1 port \d+ to this host within 1 s"
+        ):
+            host.dial(*full.getsockname())
+    assert host.run(["true"]).ok
 
 
 def test_dial_where_sshd_forbids_it(own_server, login, echo):
