@@ -269,7 +269,10 @@ class Host:
     def upload(self, source: Path, path: str) -> None:
         """Copy the large file *source* of this machine to *path* on the host."""
         self._may_act(("upload", path))
-        self.transport.upload(source, path)
+        try:
+            self.transport.upload(source, path)
+        except CommandFailed as error:
+            raise CommandFailed(error.result, host=self.name, hint=_write_hint(path, error.result.stderr)) from error
 
     def dial(self, address: str, port: int) -> tuple[str, int]:
         """An address and port of this machine that leads to *address*:*port* as the host sees it."""

@@ -329,6 +329,17 @@ def test_an_owner_without_a_name_is_kept_as_a_number(tmp_path: Path) -> None:
     assert shown.state == FileState(b"x", 0o644, "54321:root")
 
 
+class Failing(Here):
+    """Cannot write an upload, and says why."""
+
+    def __init__(self, said: str) -> None:
+        super().__init__()
+        self._said = said
+
+    def upload(self, source: Path, path: str) -> None:
+        raise CommandFailed(Result(("upload", path), 1, b"", self._said.encode()), host="here")
+
+
 @pytest.mark.parametrize(
     ("said", "hint"),
     [
@@ -344,3 +355,6 @@ def test_a_file_that_cannot_be_replaced_comes_with_what_to_do(tmp_path: Path, sa
         here(tmp_path / "bin").write(f"{tmp_path}/etc/config", b"x", owner=OWNER)
     assert hint.format(etc=tmp_path / "etc") in caught.value.hint
     assert list((tmp_path / "etc").iterdir()) == []
+    with pytest.raises(CommandFailed) as caught:
+        Host("here", "192.0.2.1", Failing(said)).upload(tmp_path / "source", f"{tmp_path}/etc/config")
+    assert hint.format(etc=tmp_path / "etc") in caught.value.hint
