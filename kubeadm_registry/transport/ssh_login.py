@@ -38,6 +38,13 @@ PAUSES = (0.3, 0.7, 1.5, 3.0)
 _BUSY = ("Exceeded MaxStartups", "Not allowed at this time")
 #: The code of ConnectionFailed when nobody answers: the host, its network or its sshd is down.
 UNREACHABLE = "HostUnreachable"
+#: What to do when no key opens: in general, after many of them, and when one was accepted and does not suffice.
+_ADD_KEY = "add the public key to the user's authorized_keys on the host, or specify another key or user"
+_ONE_KEY = "specify the key: spec.ssh.identityFile, or IdentityFile and `IdentitiesOnly yes` in ssh_config"
+_KEY_ALONE = (
+    "let the key suffice: `AuthenticationMethods publickey` in the host's sshd_config, in a `Match Address` block for "
+    "this machine if need be"
+)
 #: Preferred to paramiko's own order: authenticated, and faster.
 _CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 
@@ -303,6 +310,7 @@ def _unreachable(settings: Settings, target: SshTarget, why: str) -> ConnectionF
 def _authenticate(transport: paramiko.Transport, settings: Settings, target: SshTarget) -> None:
     """Log in by a key."""
     tried: list[str] = []
+    remedy = _ADD_KEY
     named = whoami.expand(target.identity_file) if target.identity_file else None
     for what, key in ssh_keys.candidates(settings, named, target.passphrase):
         if isinstance(key, ssh_keys.KeyUnusable):
@@ -323,27 +331,27 @@ def _authenticate(transport: paramiko.Transport, settings: Settings, target: Ssh
                 ) from error
             tried.append(f"{what} (refused)")
             if not transport.is_active():
-                raise _no_entry(
-                    settings, target, tried, "it closed the connection, possibly after too many keys"
-                ) from error
+                many = len(tried) > 1
+                why = "it closed the connection" + (", possibly after too many keys" if many else "")
+                raise _no_entry(settings, target, tried, why, _ONE_KEY if many else _ADD_KEY) from error
         except (paramiko.SSHException, EOFError, OSError, AttributeError) as error:
             # AttributeError: a kind of key in the agent that paramiko does not know.
             tried.append(f"{what} ({error})")
             if not transport.is_active():
-                raise _no_entry(settings, target, tried, "it closed the connection") from error
+                raise _no_entry(settings, target, tried, "it closed the connection", _ADD_KEY) from error
         else:
             if not missing:
                 return
             tried.append(f"{what} (accepted, but {' and '.join(missing)} is also required)")
-    raise _no_entry(settings, target, tried, "")
+            remedy = _KEY_ALONE
+    raise _no_entry(settings, target, tried, "", remedy)
 
 
-def _no_entry(settings: Settings, target: SshTarget, tried: Sequence[str], why: str) -> ConnectionFailed:
+def _no_entry(settings: Settings, target: SshTarget, tried: Sequence[str], why: str, remedy: str) -> ConnectionFailed:
     keys = ", ".join(tried) or "no key found, neither a file nor in an agent"
     return ConnectionFailed(
         f"authentication failed for {settings.user} at {settings.where}{': ' + why if why else ''}; tried: {keys}",
         host=target.name,
-        hint="add the public key to the user's authorized_keys on the host, or specify another key or user; "
-        f"try: {settings.ssh_command('true')}",
+        hint=f"{remedy}; try: {settings.ssh_command('true')}",
         code="AuthenticationFailed",
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import os
 import shlex
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,13 +107,17 @@ def check(settings: Settings, known: Sequence[KnownKey], key_type: str, blob: by
         short = key_type.removeprefix("ssh-").removeprefix("ecdsa-sha2-")
         short = "ecdsa" if short.startswith("nistp") else short
         accept = f"ssh-keyscan -p {settings.port} -t {short} {settings.hostname}"
+    more = ""
+    if target == Path(os.devnull):
+        target = whoami.expand("~/.ssh/known_hosts")
+        more = "; and set spec.ssh.knownHostsFile to that file, since UserKnownHostsFile of ssh_config is /dev/null"
     authority = any(key.marker == "@cert-authority" for key in known)
     raise ConnectionFailed(
         f"unknown host key: {settings.where} presented the {shown}"
         + ("; known_hosts has only a certificate authority for it, which is not supported" if authority else ""),
         host=host,
         hint=f"compare the fingerprint on the console of the host ({_on_console(key_type)}), then accept the key: "
-        f"{accept} >> {shlex.quote(str(target))}",
+        f"{accept} >> {shlex.quote(str(target))}{more}",
         code="HostKeyUnknown",
     )
 

@@ -592,6 +592,25 @@ def test_the_server_gives_up_after_too_many_keys(server, tmp_path):
     error = refused(server.target(identity_file=None, config_file=config))
     assert error.code == "AuthenticationFailed"
     assert str(keys[0]) in error.message
+    assert "IdentitiesOnly yes" in error.hint
+
+
+def test_a_key_that_does_not_suffice_is_not_one_to_add(own_server, tmp_path):
+    server = own_server("AuthenticationMethods publickey,password", "PasswordAuthentication yes")
+    config = tmp_path / "config"
+    config.write_text(f"IdentityFile {keygen(tmp_path / 'wrong')}\n")
+    error = refused(server.target(config_file=config))
+    assert "accepted, but password is also required" in error.message
+    assert error.hint.startswith("let the key suffice: `AuthenticationMethods publickey`")
+
+
+def test_two_keys_open_where_sshd_wants_two(own_server, login, tmp_path):
+    server = own_server("AuthenticationMethods publickey,publickey")
+    second = keygen(tmp_path / "second")
+    server.authorized.write_text(f"{public(server.user_key)}\n{public(second)}\n")
+    config = tmp_path / "config"
+    config.write_text(f"IdentityFile {second}\n")
+    assert login(server.target(config_file=config)).run(["true"]).ok
 
 
 def encrypt(server, path, *options):

@@ -186,6 +186,11 @@ def test_a_key_that_is_pinned_counts_whatever_known_hosts_has(file):
     assert preferred_types(known_keys(where), ("ssh-rsa", "ssh-ed25519"))[0] == "ssh-ed25519"
 
 
+def test_where_known_hosts_is_nothing_the_command_names_a_file_that_keeps_the_key():
+    hint = complaint(settings(Path(os.devnull), Path("/etc/ssh/ssh_known_hosts"))).hint
+    assert f">> {Path.home() / '.ssh/known_hosts'}; and set spec.ssh.knownHostsFile to that file" in hint
+
+
 def test_a_host_known_by_an_authority_only_is_told_so(file):
     file.write_text(line("*", OTHER, marker="@cert-authority "))
     assert "certificate authority for it, which is not supported" in complaint(settings(file)).message
