@@ -11,7 +11,7 @@ from pathlib import Path
 
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.result import Result
-from kubeadm_registry.transport.process import CHUNK, NotStarted, Stream, start_argv, started
+from kubeadm_registry.transport.process import CHUNK, NotStarted, Stream, lost, start_argv, started
 from kubeadm_registry.transport.shell import Shell
 
 
@@ -57,6 +57,9 @@ class Local:
         except NotStarted as error:
             stream.close()
             raise self._not_root(error.said) from error
+        except TimeoutError as error:
+            stream.close()
+            raise lost(self._name, Result(tuple(argv), 0).command, str(error)) from error
         except BaseException:
             stream.close()
             raise

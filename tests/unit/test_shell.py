@@ -756,6 +756,14 @@ def test_this_machine_where_sudo_refuses(as_user):
     assert (caught.value.code, caught.value.host) == ("SudoNeeded", "cp-1")
 
 
+def test_this_machine_where_nothing_starts_in_time_is_no_bug(as_user, monkeypatch):
+    monkeypatch.setattr(process_module, "START_TIMEOUT", 0.2)
+    as_user("exec sleep 20")
+    with pytest.raises(ConnectionFailed, match=r"lost during: sh \(no answer for 0\.2 s\)") as caught:
+        Local("cp-1")
+    assert (caught.value.code, caught.value.host) == ("ConnectionLost", "cp-1")
+
+
 def test_this_machine_without_sudo(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", str(tmp_path))
