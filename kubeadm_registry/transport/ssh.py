@@ -20,7 +20,7 @@ from kubeadm_registry.transport.process import NotStarted, Stream, lost, start_a
 from kubeadm_registry.transport.shell import Shell
 from kubeadm_registry.transport.ssh_config import Settings, SshTarget
 from kubeadm_registry.transport.ssh_forward import Forwarder
-from kubeadm_registry.transport.ssh_login import UNREACHABLE, end, login
+from kubeadm_registry.transport.ssh_login import UNREACHABLE, end, login, sending
 
 __all__ = ["UNREACHABLE", "SshTarget", "connect"]
 
@@ -238,7 +238,7 @@ class ChannelStream:
 
     def end_input(self) -> None:
         """Close the process's standard input."""
-        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException), sending(self._channel):
             self._channel.shutdown_write()
 
     def status(self, wait: float) -> int | None:
@@ -260,7 +260,8 @@ class ChannelStream:
         if not self._channel.send_ready():
             return 0
         try:
-            return self._channel.send(bytes(data[:32768]))
+            with sending(self._channel):
+                return self._channel.send(bytes(data[:32768]))
         except (OSError, EOFError, paramiko.SSHException):
             # What came before the end is still to be read; then there is EOFError.
             return len(data)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import paramiko
 
 from kubeadm_registry.errors import ConnectionFailed
+from kubeadm_registry.transport.ssh_login import sending
 
 _ADMINISTRATIVELY_PROHIBITED = 1
 _CHUNK = 32 * 1024
@@ -89,32 +90,36 @@ class Forwarder:
                 return
 
             def end() -> None:
-                channel.close()
+                with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                    channel.close()
                 with contextlib.suppress(OSError):
                     client.shutdown(socket.SHUT_RDWR)
 
             with self._lock:
                 self._open.add(end)
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            back = threading.Thread(target=_copy, args=(channel, client), daemon=True)
+            back = threading.Thread(target=_copy, args=(channel, client, channel), daemon=True)
             back.start()
-            _copy(client, channel)
+            _copy(client, channel, channel)
             back.join()
-            channel.close()
+            end()
             with self._lock:
                 self._open.discard(end)
 
 
-def _copy(source: socket.socket | paramiko.Channel, sink: socket.socket | paramiko.Channel) -> None:
-    """Carry bytes one way, then the end of the stream."""
-    try:
-        while chunk := source.recv(_CHUNK):
-            sink.sendall(chunk)
-    except (OSError, EOFError, paramiko.SSHException):
-        # One side broke: the other must not wait for it.
-        for end in (source, sink):
-            with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-                end.shutdown(socket.SHUT_RDWR)
-        return
-    with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
-        sink.shutdown(socket.SHUT_WR)
+def _copy(
+    source: socket.socket | paramiko.Channel, sink: socket.socket | paramiko.Channel, channel: paramiko.Channel
+) -> None:
+    """Carry bytes one way, then the end of the stream. *channel* is one of the two."""
+    with sending(channel):
+        try:
+            while chunk := source.recv(_CHUNK):
+                sink.sendall(chunk)
+        except (OSError, EOFError, paramiko.SSHException):
+            # One side broke: the other must not wait for it.
+            for end in (source, sink):
+                with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+                    end.shutdown(socket.SHUT_RDWR)
+            return
+        with contextlib.suppress(OSError, EOFError, paramiko.SSHException):
+            sink.shutdown(socket.SHUT_WR)

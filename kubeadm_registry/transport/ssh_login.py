@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO
 
 import paramiko
@@ -236,10 +236,33 @@ def _proxy(command: str, said: IO[bytes], ends: Ends) -> socket.socket:
     return ours
 
 
+_sender = threading.local()
+
+
+@contextlib.contextmanager
+def sending(channel: paramiko.Channel | socket.socket) -> Iterator[None]:
+    """Drop what this thread sends on *channel* once that is closed.
+
+    paramiko looks whether it is, and sends later: data that go out behind the answer to the other side's close are of
+    no channel for sshd, which then ends the whole connection.
+    """
+    _sender.channel = channel
+    try:
+        yield
+    finally:
+        _sender.channel = None
+
+
 class _Transport(paramiko.Transport):
-    """Remembers what the other side says before it speaks SSH, which paramiko only logs."""
+    """Remembers what the other side says before it speaks SSH, which paramiko only logs; see also ``sending``."""
 
     said: str = ""
+
+    def _send_message(self, data: paramiko.Message) -> None:
+        # One thread at a time is here, and a channel is closed before that is sent.
+        channel = getattr(_sender, "channel", None)
+        if not (isinstance(channel, paramiko.Channel) and channel.transport is self and channel.closed):
+            super()._send_message(data)  # type: ignore[misc]
 
     def _log(self, level: int, msg: str, *args: object) -> None:
         if isinstance(msg, str) and msg.startswith("Banner: "):

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -1094,6 +1095,40 @@ def test_dial_before_anybody_listens(server, login):
             connection, _ = late.accept()
             with connection:
                 assert connection.recv(5) == b"hello"
+
+
+@pytest.fixture
+def late(server, login, monkeypatch):
+    """A host to which data go out only after it has closed their channel, as when a thread is not run just then."""
+    host = login(server.target())
+    send, channels = host._transport._send_user_message, {}
+
+    def wait_and_send(message):
+        kind, number = struct.unpack(">BI", message.asbytes()[:5])
+        channels.update({one.remote_chanid: one for one in host._transport._channels.values()})
+        if kind == 94 and number:  # data, but not of the shell
+            wait_until("the channel is closed", lambda: channels[number].closed)
+            time.sleep(0.2)
+        send(message)
+
+    monkeypatch.setattr(host._transport, "_send_user_message", wait_and_send)
+    return host
+
+
+def test_data_for_a_process_that_has_ended_do_not_end_the_connection(late):
+    assert late.run(["sleep", "1"], stdin=bytes(1_000_000)).ok
+    assert late.run(["echo", "goes on"]).text == "goes on"
+
+
+def test_data_of_a_port_whose_other_end_is_gone_do_not_end_the_connection(late):
+    channel = late._transport.open_session()
+    channel.exec_command("sleep 0.3")
+    client, port = socket.socketpair()
+    with client, port:
+        client.sendall(b"data")
+        client.shutdown(socket.SHUT_WR)
+        ssh_forward._copy(port, channel, channel)
+    assert late.run(["echo", "goes on"]).text == "goes on"
 
 
 def test_dial_to_what_drops_packets_is_no_lost_connection(server, login, monkeypatch):
