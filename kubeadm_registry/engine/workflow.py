@@ -150,8 +150,8 @@ def preflight(
         except ConnectionFailed:
             raise
         except Error as error:
-            # A check that cannot be completed is a problem by itself; the others continue.
-            return [error.advice]
+            # A check that cannot be completed is a problem by itself; the others continue. It may have asked all nodes.
+            return [error.advice if error.host in ("", host.name) else f"{error.host}: {error.advice}"]
 
     found: dict[tuple[str, Check], list[str] | None] = {}
     for turn in ([job for job in jobs if not job[1].alone], [job for job in jobs if job[1].alone]):

@@ -222,7 +222,7 @@ def test_after_a_reset_the_servers_must_still_be_the_same(left: FakeCluster, tex
 def test_a_configuration_that_somebody_spoilt(three: FakeCluster, content: str) -> None:
     put_up(three).servers["cp-2"].put("/etc/kubeadm-registry/garage/garage.toml", content)
     [found] = refused(three)
-    assert found.startswith("/etc/kubeadm-registry/garage/garage.toml was changed since init wrote it: ")
+    assert found.startswith("cp-2: /etc/kubeadm-registry/garage/garage.toml was changed since init wrote it: ")
     assert found.endswith("restore the file from another node, with this node's own addresses")
 
 
