@@ -256,9 +256,20 @@ def select(config: RegistryCluster, available: Mapping[str, Program]) -> dict[st
 
 
 def installed(connected: Sequence[Host]) -> dict[str, Program]:
-    """The programs as an earlier run recorded them on the hosts; none on bare hosts."""
+    """The programs as an earlier run recorded them on the hosts; none on bare hosts.
+
+    Raises NewerFormat, and Error (ProgramsDamaged) if no host has a record that is not damaged.
+    """
+    flaw: Error | None = None
     for host in connected:
         content = host.read(programs.RECORD)
-        if content is not None:
-            return programs.read_record(content, host.name)
+        try:
+            if content is not None:
+                return programs.read_record(content, host.name)
+        except Error as error:
+            if error.code != "ProgramsDamaged":
+                raise
+            flaw = flaw or error
+    if flaw is not None:
+        raise flaw
     return {}

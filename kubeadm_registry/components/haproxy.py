@@ -63,6 +63,7 @@ class NodeCertificate:
 
     cluster: Cluster
     title = "issue the certificate of this node"
+    path = paths.NODE_PEM
 
     def diff(self, host: Host) -> str | None:
         """Why it is issued, or None."""

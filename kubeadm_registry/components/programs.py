@@ -122,6 +122,7 @@ class Recorded:
 
     programs: Mapping[str, Program]
     title = f"write {RECORD}"
+    path = RECORD
     reads = (RECORD,)
 
     def diff(self, host: Host) -> str | None:

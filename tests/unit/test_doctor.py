@@ -16,7 +16,7 @@ import pytest
 from kubeadm_registry import config, doctor, paths, status
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cli import doctor as command
-from kubeadm_registry.components import garage, haproxy, network, retention
+from kubeadm_registry.components import garage, haproxy, network, programs, retention
 from kubeadm_registry.containerd.survey import UNIT as CONTAINERD
 from kubeadm_registry.doctor import facts as facts_module
 from kubeadm_registry.doctor.diagnosis import KINDS
@@ -648,6 +648,38 @@ def test_an_examination_sees_what_was_edited(said: FakeCluster) -> None:
     differ = {(one.host, one.change.path) for node in seen.nodes for one in node.differences
               if isinstance(one.change, File)}  # fmt: skip
     assert ("cp-2", haproxy.CONFIG) in differ
+
+
+@pytest.mark.parametrize("spoil", ["gone", "readable"])
+def test_the_file_of_a_certificate_that_proxies_hold_in_memory_is_missed(said: FakeCluster, spoil: str) -> None:
+    """They start no more without it, and with other modes anybody may read the key."""
+    server = said.servers["cp-2"]
+    if spoil == "gone":
+        del server.tree[paths.NODE_PEM]
+    else:
+        server.put(paths.NODE_PEM, server.content(paths.NODE_PEM), 0o644)
+    found = doctor.diagnose(examine(said)).findings
+    assert [(one.kind.code, one.node) for one in found] == [("ConfigChanged", "cp-2")]
+    assert f"{paths.NODE_PEM} differs" in found[0].message
+
+
+def test_proxies_that_fail_without_their_certificate_are_explained_by_it() -> None:
+    cluster = cast(Any, None)
+    issued = Difference("secrets/certificates", "cp-2", haproxy.NodeCertificate(cluster), f"{paths.NODE_PEM}: new")
+    failed = differs(with_unit(well("cp-2"), HAPROXY, ActiveState="failed", Result="exit-code"), issued)
+    (found,) = doctor.diagnose(snapshot(cp_2=failed)).findings
+    assert (found.kind.code, [str(one) for one in found.fix]) == (
+        "ConfigDamaged", ["workstation$ kubeadm-registry init"],
+    )  # fmt: skip
+
+
+def test_a_damaged_record_of_programs_hides_nothing(said: FakeCluster) -> None:
+    """Everything was compared as if no node had a program: nothing was found, and no problem."""
+    said.servers["cp-1"].put(programs.RECORD, "{")
+    said.servers["cp-2"].put(haproxy.CONFIG, "edited")
+    found = doctor.diagnose(examine(said)).findings
+    assert [(one.kind.code, one.node) for one in found] == [("ConfigChanged", "cp-1"), ("ConfigChanged", "cp-2")]
+    assert f"{programs.RECORD} differs" in found[0].message
 
 
 def listing(fake: FakeCluster, name: str, generation: int, former: str) -> None:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from kubeadm_registry import paths, pki, secrets
+from kubeadm_registry.components import haproxy
 from kubeadm_registry.components.haproxy import NodeCertificate
+from kubeadm_registry.components.programs import Recorded
 from kubeadm_registry.components.services import every_service
 from kubeadm_registry.components.units import Service
 from kubeadm_registry.doctor.facts import Facts, Unit, registry_units
@@ -147,7 +149,8 @@ def _every_unit() -> frozenset[str]:
 
 def _reads(path: str) -> list[Service]:
     """The services that read the file *path* when they start or reload."""
-    return [one for one in every_service() if path in (*one.restarted_by, *one.reloaded_by)]
+    found = [one for one in every_service() if path in (*one.restarted_by, *one.reloaded_by)]
+    return [haproxy.SERVICE] if path == paths.NODE_PEM else found  # renewed without a reload
 
 
 def unchanged(snapshot: Snapshot) -> Iterator[Finding]:
@@ -163,12 +166,14 @@ def unchanged(snapshot: Snapshot) -> Iterator[Finding]:
             if difference.phase.partition("/")[0] == "containerd":
                 if change is not None and difference.error is None and not _MODES.fullmatch(difference.text):
                     mirrors.append(difference)
-            elif isinstance(change, File) and difference.error is None:
+            elif isinstance(change, NodeCertificate) and ": the certificate " in difference.text:
+                continue  # which `certified` says, unless it is only due for a new one
+            elif isinstance(change, File | NodeCertificate) and difference.error is None:
                 if (damaged := _damaged(node, change, difference)) is not None:
                     yield damaged
                 else:
                     (units if change.path.startswith(f"{paths.UNITS}/") else others).append(difference)
-            elif isinstance(change, Directory | User):
+            elif isinstance(change, Directory | User | Recorded):
                 others.append(difference)
         for kind, message, found in (
             (CONFIG_CHANGED, "{} from what init writes", others),
@@ -204,7 +209,7 @@ def _fails(unit: Unit) -> bool:
     return unit.there and not unit.masked and (unit.get("ActiveState"), unit.get("Result")) != ("inactive", "success")
 
 
-def _damaged(node: NodeSnapshot, change: File, difference: Difference) -> Finding | None:
+def _damaged(node: NodeSnapshot, change: File | NodeCertificate, difference: Difference) -> Finding | None:
     """That a service does not run, one of whose files was changed."""
     facts = node.facts
     for service in _reads(change.path) if facts is not None else ():
