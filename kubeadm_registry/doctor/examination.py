@@ -32,6 +32,8 @@ from kubeadm_registry.transport.host import Host, side_by_side
 NOT_COMPARED = ("preflight", "verify")
 #: It makes the kernel forget who has the address. Here ``wire`` asks, which changes nothing.
 NOT_CHECKED = ("VipUnused",)
+#: Without the secrets all data look like those of another registry, to be moved away.
+NOT_WITHOUT_SECRETS = ("DataDirectory",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +119,9 @@ def _compare(
     if not vault.made and flaw is None:
         return _Compared(made=any(configured.values()), configured=configured, stores=stores)
     selected = select(workflow)
+    left_out = (*NOT_CHECKED, *(NOT_WITHOUT_SECRETS if flaw is not None else ()))
     checked = [
-        (path, replace(phase, checks=tuple(check for check in phase.checks if check.name not in NOT_CHECKED)))
+        (path, replace(phase, checks=tuple(check for check in phase.checks if check.name not in left_out)))
         for path, phase in selected
     ]
     problems: Sequence[Problem] = ()

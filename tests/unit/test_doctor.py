@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from kubeadm_registry import config, doctor, paths, status
+from kubeadm_registry import config, doctor, paths, secrets, status
 from kubeadm_registry.agent.document import State
 from kubeadm_registry.cli import doctor as command
 from kubeadm_registry.components import garage, haproxy, network, programs, retention
@@ -719,10 +719,26 @@ def test_before_the_first_init_nothing_is_compared(three: FakeCluster) -> None:
     assert codes(found) == ["NotInstalled"]
 
 
-def test_damaged_secrets_are_a_finding(said: FakeCluster) -> None:
-    said.servers["cp-1"].put("/etc/kubeadm-registry/secrets.json", "{", 0o600)
-    found = doctor.diagnose(examine(said))
-    assert "SecretsUnusable" in codes(found)
+def test_damaged_secrets_are_the_only_finding_and_are_had_from_another_node(said: FakeCluster) -> None:
+    """Without secrets all data look like another's, which preflight wants moved away: the images would be lost."""
+    said.servers["cp-2"].put(secrets.PATH, "{", 0o600)
+    (found,) = doctor.diagnose(examine(said)).findings
+    assert (found.kind.code, found.node) == ("SecretsUnusable", "cp-2")
+    assert [str(one) for one in found.fix] == [
+        f"cp-2# mv {secrets.PATH} /root/  # init takes the file of another node", "workstation$ kubeadm-registry init",
+    ]  # fmt: skip
+
+
+def test_secrets_that_no_node_has_are_had_from_a_copy() -> None:
+    """`init` refuses to make new ones over data (SecretsLost)."""
+    lost = {name: with_facts(well(name.replace("_", "-")), secrets="") for name in ("cp_1", "cp_2", "cp_3")}
+    for found in doctor.diagnose(snapshot(**lost)).findings:
+        assert found.kind.code == "SecretsMissing"
+        assert f"{found.node}# install -m 600 COPY {secrets.PATH}" in str(found.fix[0])
+    one, two = lost["cp_1"], lost["cp_2"]
+    for left in (snapshot(cp_1=one, cp_2=two), snapshot(cp_1=one, cp_2=two, cp_3=gone(well("cp-3")))):
+        first = next(one for one in doctor.diagnose(left).findings if one.kind.code == "SecretsMissing")
+        assert [str(one) for one in first.fix] == ["workstation$ kubeadm-registry init"]
 
 
 def output(found: doctor.Diagnosis, capsys: pytest.CaptureFixture[str]) -> str:

@@ -227,18 +227,25 @@ def _damaged(node: NodeSnapshot, change: File | NodeCertificate, difference: Dif
 
 def secret(snapshot: Snapshot) -> Iterator[Finding]:
     """Each node has the secrets, for root alone."""
+    have = [node.name for node, facts in snapshot.answering if facts.secrets]
     if (error := snapshot.secrets_error) is not None:
+        fix = [Command(error.host or "the node", f"ls -l {secrets.PATH}  # then: {error.hint}")]
+        if error.host and error.message.startswith(f"{secrets.PATH} is damaged") and set(have) - {error.host}:
+            away = f"mv {secrets.PATH} /root/  # init takes the file of another node"
+            fix = [Command(error.host, away), here("init")]
         yield Finding(
-            SECRETS_UNUSABLE, error.host, error.message, [f"[{error.code}] {error.message}"],
-            (Command(error.host or "the node", f"ls -l {secrets.PATH}  # then: {error.hint}"),),
+            SECRETS_UNUSABLE, error.host, error.message, [f"[{error.code}] {error.message}"], fix,
             explains=frozenset({SECRETS_MISSING.code}),
         )  # fmt: skip
+    lost = not (have or snapshot.unreachable) and any(node.stores for node in snapshot.nodes)
     for node, facts in snapshot.answering:
         if not node.installed:
             continue
         if not facts.secrets:
+            copy = f"install -m 600 COPY {secrets.PATH}  # from a backup; on one node: docs/recovery.md, The secrets"
             yield Finding(SECRETS_MISSING, node.name, f"{secrets.PATH} is missing",
-                          [f"stat {secrets.PATH}: no such file or directory"], (here("init"),))  # fmt: skip
+                          [f"stat {secrets.PATH}: no such file or directory"],
+                          (*((Command(node.name, copy),) if lost else ()), here("init")))  # fmt: skip
         elif facts.secrets != "600 root:root":
             yield Finding(
                 SECRETS_EXPOSED, node.name, f"{secrets.PATH} is not for root alone",
