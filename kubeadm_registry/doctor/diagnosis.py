@@ -49,6 +49,10 @@ KINDS: Sequence[Kind] = (*units.KINDS, *storage.KINDS, *files.KINDS, *nodes.KIND
 """Every kind of finding; of the checks of preflight without a rule, whose names are codes too, one stands for all."""
 
 
+#: Errors with which a node serves as before: no symptom follows from them.
+_APART = (units.CONTAINERD_DOWN, files.MIRRORS_CHANGED, files.SECRETS_MISSING, files.SECRETS_EXPOSED)
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """What is wrong, the gravest first, and how the registry is."""
@@ -80,13 +84,13 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
 
 
 def _without_consequences(found: Sequence[Finding]) -> Iterator[Finding]:
-    causes = [one for one in found if not one.symptom and one.kind.severity == "error"]
+    causes = [one for one in found if not one.symptom and one.kind.severity == "error" and one.kind not in _APART]
     for one in found:
         if any(_follows(one, other) for other in found if other is not one):
             continue
         if not one.symptom or not causes:
             yield one
-        elif one.node and all(cause.node != one.node for cause in causes):
+        elif not one.node or all(cause.node != one.node for cause in causes):
             follows = f"{one.message}; it may follow from the errors above"
             yield replace(one, kind=replace(one.kind, severity="warning"), message=follows)
 

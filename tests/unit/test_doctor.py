@@ -400,6 +400,24 @@ def test_a_symptom_elsewhere_is_a_warning_behind_the_error_that_may_cause_it() -
     ]
 
 
+@pytest.mark.parametrize("spoil", ["containerd", "mirrors", "secrets exposed", "secrets missing"])
+def test_what_serves_without_it_explains_no_symptom(spoil: str) -> None:
+    """Who saw only that containerd is stopped would look no further for why nothing serves."""
+    two = CASES[spoil][0](with_agent(well("cp-2"), conditions=["StorageDown"], fit=False))
+    found = doctor.diagnose(snapshot(cp_1=with_status(well("cp-1"), vip=()), cp_2=two))
+    assert found.state == "down"
+    assert {one.kind.code for one in found.findings if one.kind.severity == "error"} >= {"VIPNowhere", "ServiceHangs"}
+
+
+def test_that_nobody_holds_the_virtual_ip_is_told_beside_what_may_be_the_cause() -> None:
+    two = CASES["stopped"][0](well("cp-2"))
+    found = doctor.diagnose(snapshot(cp_1=with_status(well("cp-1"), vip=()), cp_2=two))
+    assert [(one.kind.code, one.kind.severity) for one in found.findings] == [
+        ("ServiceStopped", "error"),
+        ("VIPNowhere", "warning"),
+    ]
+
+
 @pytest.mark.parametrize(("stores", "found"), [(False, ["DataNotMounted"]), (True, ["DataMounted"])])
 def test_a_disk_that_is_not_mounted_is_told_once_and_also_where_old_data_is_below(
     stores: bool, found: list[str]
