@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from rich.markup import escape
@@ -50,6 +51,9 @@ def doctor(context: Context, path: Path | None) -> None:
     finally:
         for host in reached:
             host.transport.close()
+    if path is not None:
+        named = [replace(one, fix=[each.with_file(path) for each in one.fix]) for one in found.findings]
+        found = replace(found, findings=named)
     if context.output == "json":
         echo(json.dumps(found.to_dict()))
     else:

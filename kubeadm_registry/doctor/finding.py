@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Severity = Literal["error", "warning"]
 #: Lines of evidence in a finding; more of them say the same.
 MOST_EVIDENCE = 6
 WORKSTATION = "workstation"
+PROGRAM = "kubeadm-registry "
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +34,20 @@ class Command:
     where: str
     line: str
 
+    def with_file(self, file: Path) -> Command:
+        """The same for the registry of the cluster file *file*, if it is one of this program."""
+        line, mark, why = self.line.partition("  # ")
+        if not line.startswith(PROGRAM):
+            return self
+        return Command(self.where, f"{line} -f {shlex.quote(str(file))}{mark}{why}")
+
     def __str__(self) -> str:
         return f"{self.where}{'$' if self.where == WORKSTATION else '#'} {self.line}"
 
 
 def here(line: str) -> Command:
     """``kubeadm-registry`` with the arguments *line*, on the workstation."""
-    return Command(WORKSTATION, f"kubeadm-registry {line}")
+    return Command(WORKSTATION, f"{PROGRAM}{line}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,18 @@ def test_json_is_one_object(run: Terminal, bare: FakeCluster) -> None:
     assert (found["state"], [one["code"] for one in found["findings"]]) == ("down", ["NotInstalled"])
 
 
+def test_what_fixes_a_registry_of_another_file_names_the_file(run: Terminal, bare: FakeCluster) -> None:
+    """As it stands it would work on the registry of ./cluster.yaml."""
+    (run.folder / "cluster.yaml").rename(run.folder / "site b.yaml")
+    assert "  fix:       workstation$ kubeadm-registry preflight -f 'site b.yaml'\n" in (
+        run("doctor", "-f", "site b.yaml").stdout
+    )
+    (found,) = json.loads(run("doctor", "-f", "site b.yaml", "-o", "json").stdout)["findings"]
+    assert [one["command"] for one in found["fix"]] == [
+        "kubeadm-registry preflight -f 'site b.yaml'", "kubeadm-registry init -f 'site b.yaml'",
+    ]  # fmt: skip
+
+
 def test_no_node_answers(run: Terminal, bare: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(monkeypatch, bare, "cp-1", "cp-2", "cp-3")
     result = run("doctor", "-o", "json")

@@ -356,7 +356,11 @@ def test_each_command_for_the_workstation_has_all_that_it_requires(spoil: Spoil)
     for finding in doctor.diagnose(snapshot(cp_2=spoil(well("cp-2")))).findings:
         for one in finding.fix:
             if one.line.startswith("kubeadm-registry "):
-                assert refusal(shlex.split(one.line, comments=True)[1:]) == ""
+                words = shlex.split(one.with_file(Path("a site.yaml")).line, comments=True)
+                assert refusal(words[1:]) == ""
+                assert words[-2:] == ["-f", "a site.yaml"]
+            else:
+                assert one.with_file(Path("a site.yaml")) == one
 
 
 def test_every_kind_is_tried() -> None:
