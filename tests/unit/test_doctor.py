@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -310,6 +311,20 @@ def test_what_is_spoiled_is_found_alone(spoil: Spoil, code: str, fix: str) -> No
     assert finding.evidence
     assert finding.node in ("cp-2", "") or code == "PeerSilent", "which is about two nodes"
     assert found.state == ("down" if code == "VIPTwice" else "degraded")
+
+
+@pytest.mark.parametrize("service", ["chronyc", "systemctl"])
+def test_a_clock_is_set_by_either_time_service(tmp_path: Path, service: str) -> None:
+    """Debian and Ubuntu have systemd-timesyncd unless somebody installs chrony."""
+    measured = with_agent(well("cp-2"), clock_off=2.0)
+    seen = replace(well("cp-2"), problems=[problem("Clock", "the clock of cp-2 is 2.0 s ahead of that of cp-1, and")])
+    for node in (measured, seen):
+        (finding,) = doctor.diagnose(snapshot(cp_2=node)).findings
+        stub(tmp_path, service, 'echo "$@" > "$0.said"')
+        sh = subprocess.run(["/bin/sh", "-c", finding.fix[0].line], env={"PATH": str(tmp_path)}, check=False)
+        assert sh.returncode == 0
+        said = (tmp_path / f"{service}.said").read_text()
+        assert said == {"chronyc": "makestep\n", "systemctl": "restart systemd-timesyncd\n"}[service]
 
 
 @pytest.mark.parametrize("ruled", [True, False])
