@@ -19,18 +19,26 @@ SHORTEST = 8
 _PUBLIC = frozenset({"generation", "made", "ca_certificate", "s3_key_id", KEY})
 #: Of a storage key the second half is the node's public name.
 _SEED = 64
-#: Private keys in PEM (RFC 7468), whoever's.
-_PRIVATE = re.compile(rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----.*?-----END \1PRIVATE KEY-----", re.DOTALL)
-#: A password in a URL, as of a proxy in a drop-in file of containerd's unit (RFC 3986, section 3.2.1).
-_LOGIN = re.compile(rb"""(://[^\s/:@"'<>]*:)[^\s/"'<>]+@""")
+#: Private keys in PEM (RFC 7468), whoever's; also what is left of one that was cut, at its end or with what was before.
+_PRIVATE = re.compile(
+    rb"-----BEGIN ([A-Z0-9 ]*)PRIVATE KEY-----"
+    rb"(?:.*?-----END \1PRIVATE KEY-----|(?:(?:\s+[A-Za-z0-9+/=]{16,})++\s?[A-Za-z0-9+/]*)?)"
+    rb"|\A[A-Z -]*+[A-Za-z0-9+/=\s]*+-----END [A-Z0-9 ]*PRIVATE KEY-----",
+    re.DOTALL,
+)
+#: A password in a URL, as of a proxy in a drop-in file of containerd's unit, which Go takes without a scheme, and with
+#: these characters unquoted (RFC 3986, section 3.2.1; net/url).
+_LOGIN = re.compile(rb"""(?i)((?:://|_proxy\\*["']?\s?[=:]\s?\\*["']?)[^\s/:"<>]{0,200}:)[^\s/"<>]{1,4000}@""")
 #: Values of keys that sound like a secret, in TOML, JSON, YAML, INI and HTTP headers, also where such a text is quoted
 #: in another one: those of other programs are in no list. A table in a line has keys of its own.
 _NAMED = re.compile(
-    rb"""(?i)(?P<head>(?<![\w-])[\w-]{0,200}?(?:passw(?:or)?d|passphrase|secret|secret_?(?:access_?)?key|token"""
+    rb"""(?i)(?P<head>(?<![\w-])[\w-]{0,200}?(?:pass(?:w(?:or)?d|phrase)?|secret|secret_?(?:access_?)?key|token"""
     rb"""|authorization|credential|auth|api_?key)"""
     rb"""(?![\w-])\\*["']?\s{0,99}[:=]\s{0,99})(?P<value>\[\s{0,99}(?:["'][^"'\n]{0,999}["'],?\s{0,99}){0,9}\]"""
     rb"""|\[[^\]\n]{0,999}\]|"{3}[^"]{0,999}"{3}|'{3}[^']{0,999}'{3}|(?P<quote>\\+")[^\n]{0,999}?(?<!\\)(?P=quote)"""
-    rb"""|"(?:[^"\\\n]|\\.){0,999}"|'[^'\n]{0,999}'|[^\s,{}\n]+(?:[ \t]+[A-Za-z0-9+/=_.~-]{8,})?)"""
+    rb"""|"(?:[^"\\\n]|\\.){0,999}"|'[^'\n]{0,999}'"""
+    rb"""|[^\s,{}\n]+(?:[,{}]+(?![\w-]{1,200}\\*["']?\s{0,9}[:=]|\\*["'])[^\s,{}]+)*"""
+    rb"""(?:[ \t]+[A-Za-z0-9+/=_.~-]{8,})?)"""
 )
 #: Of ours, names of files and not secrets; and what is masked.
 _PATHS = re.compile(rb"""^["']?(?:/[a-z]+/|<(?:secret|private key)[ >]|(?i:false|true|null|none)(?![\w-]))""")

@@ -107,6 +107,14 @@ def test_keys_are_masked_line_by_line_and_the_public_half_stays() -> None:
             b'Environment="HTTPS_PROXY=http://me:pw@10.0.0.1:3128"',
             b'Environment="HTTPS_PROXY=http://me:<secret>@10.0.0.1:3128"',
         ),
+        (b"HTTP_PROXY=http://me@corp:pw@10.0.0.1:3128", b"HTTP_PROXY=http://me@corp:<secret>@10.0.0.1:3128"),
+        (b"HTTP_PROXY=http://me:p'w@10.0.0.1:3128", b"HTTP_PROXY=http://me:<secret>@10.0.0.1:3128"),
+        (b'Environment="https_proxy=me:pw@10.0.0.1:3128"', b'Environment="https_proxy=me:<secret>@10.0.0.1:3128"'),
+        (b"Environment=REGISTRY_PASSWORD=a,b{c}d USER=u", b"Environment=REGISTRY_PASSWORD=<secret> USER=u"),
+        (b"token: a,b\nuser: u", b"token: <secret>\nuser: u"),
+        (b"{password: a, user: u}", b"{password: <secret>, user: u}"),
+        (b'{"password":7,"user":"u"}', b'{"password":<secret>,"user":"u"}'),
+        (b"//nas/a /b cifs username=u,pass=a,uid=0 0 0", b"//nas/a /b cifs username=u,pass=<secret>,uid=0 0 0"),
         (b"https://10.0.0.10:5000/app@sha256:1", b"https://10.0.0.10:5000/app@sha256:1"),
         (b'rpc_secret_file = "/etc/x"', b'rpc_secret_file = "/etc/x"'),
         (b"admin_token = /etc/x", b"admin_token = /etc/x"),
@@ -120,6 +128,16 @@ def test_what_sounds_like_a_secret_of_others_is_masked_too(line: bytes, masked: 
 def test_private_keys_of_others_are_masked() -> None:
     text = b"a\n-----BEGIN EC PRIVATE KEY-----\nMHcCAQ\n-----END EC PRIVATE KEY-----\nb\n"
     assert Mask.of({}).masked(text) == b"a\n<private key>\nb\n"
+
+
+def test_a_private_key_of_which_the_limit_of_a_file_left_a_part_is_masked() -> None:
+    """Of each file the newest bytes are taken, and of a file in it the first ones."""
+    begin, end = b"-----BEGIN PRIVATE KEY-----", b"-----END PRIVATE KEY-----"
+    key = b"\n".join([b"MHcCAQEEIBkg" * 5] * 3)
+    assert Mask.of({}).masked(begin[-9:] + b"\n" + key + b"\n" + end + b"\n") == b"<private key>\n"
+    assert Mask.of({}).masked(key + b"\n" + end + b"\nb\n") == b"<private key>\nb\n"
+    assert Mask.of({}).masked(b"a\n" + begin + b"\n" + key[:70] + b"\n=== /b\nc\n") == b"a\n<private key>\n=== /b\nc\n"
+    assert Mask.of({}).masked(b"a: " + begin + b" is no key\n") == b"a: <private key> is no key\n"
 
 
 def test_of_a_damaged_file_each_longer_word_is_a_secret() -> None:
