@@ -41,11 +41,12 @@ class PublicKeys:
 
     @classmethod
     def of(cls, given: Sequence[str], paths: Sequence[Path]) -> PublicKeys:
-        """The keys that are *given*, and those in the files *paths*, one a line, comments from ``#`` on.
+        """The keys that are *given*, and those in the files *paths*: one a line, comments from ``#`` on.
 
         Raises ConfigError (RecipientInvalid, KeyUnreadable) for what is no such key.
         """
-        keys = [(key, _GIVEN) for key in given]
+        # Of several lines age reads the first.
+        keys = [(key, _GIVEN) for text in given for key in [line for _, line in _lines(text)] or [text]]
         for path in paths:
             found = [(line, f"{path}, line {number}") for number, line in _lines(_read(path))]
             if not found:
@@ -174,8 +175,8 @@ def _recipient(key: str, where: str) -> Recipient:
         what = "a private key" if private else shown(key) if where == _GIVEN else "this"
         raise ConfigError(
             f"{where}: {what} is not a public key that age encrypts for", code="RecipientInvalid",
-            hint="pass the public key: age1..., ssh-ed25519 AAAA... or ssh-rsa AAAA...; ECDSA and security keys of "
-            "SSH only sign",
+            hint="pass the public key: age1..., ssh-ed25519 AAAA... or ssh-rsa AAAA... (2048 to 4096 bits); ECDSA and "
+            "security keys of SSH only sign",
         ) from error  # fmt: skip
 
 

@@ -94,6 +94,18 @@ def members(path: Path) -> dict[str, bytes]:
 # ---- who can read it ------------------------------------------------------------------------------------------------
 
 
+def test_of_several_keys_in_one_option_each_reads_it(tmp_path: Path, keys: dict[str, Path]) -> None:
+    """As with ``--recipient "$(cat *.pub)"``: age reads the first key of a text, and all of them stood in the index."""
+    several = "\n".join(
+        [f" {public(keys['ed25519']).read_text()}", "# of the other site", public(keys["age"]).read_text()]
+    )
+    path = made(tmp_path / "b", PublicKeys.of([several], []))
+    assert len(read(path).index.recipients) == 2
+    for kind in ("ed25519", "age"):
+        assert read(path).opened(Identities((keys[kind],))) == CONTENTS
+    refused(lambda: PublicKeys.of([""], []), "RecipientInvalid")
+
+
 @pytest.mark.parametrize("kind", ["ed25519", "rsa", "age"])
 def test_the_holder_of_a_private_key_reads_it(tmp_path: Path, keys: dict[str, Path], kind: str) -> None:
     path = made(tmp_path / "b", to(keys["locked"], keys[kind]))
