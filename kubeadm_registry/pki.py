@@ -147,7 +147,7 @@ def is_of(ca_certificate: str, certificate: x509.Certificate) -> bool:
     for authority in x509.load_pem_x509_certificates(ca_certificate.encode()):
         try:
             certificate.verify_directly_issued_by(authority)
-        except (InvalidSignature, ValueError, TypeError):
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
             continue
         return True
     return False
@@ -180,7 +180,10 @@ def _signer(ca: Pair) -> ec.EllipticCurvePrivateKey:
 
 def has_signed(ca_certificate: str, content: bytes, signature: bytes) -> bool:
     """Whether *signature* is that of ``sign`` by the authority with *ca_certificate*. Raises ValueError."""
-    key = x509.load_pem_x509_certificate(ca_certificate.encode()).public_key()
+    try:
+        key = x509.load_pem_x509_certificate(ca_certificate.encode()).public_key()
+    except UnsupportedAlgorithm as error:
+        raise ValueError(str(error)) from error
     if not isinstance(key, ec.EllipticCurvePublicKey):
         raise ValueError("the CA key is not an elliptic-curve key")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import ssl
 import stat
 import subprocess
 import tarfile
@@ -14,6 +15,8 @@ from typing import Any
 
 import pyrage
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.backup import (
@@ -320,6 +323,17 @@ def test_a_ca_whose_key_is_another_is_refused(tmp_path: Path) -> None:
     broken = replace(CONTENTS, secrets=replace(SECRETS, ca_key=pki.make_ca("registry").key).found)
     write(tmp_path / "b", broken, None)
     refused(lambda: read(tmp_path / "b"), "BackupSignatureInvalid")
+
+
+def test_a_ca_of_a_curve_that_is_unknown_is_damaged(tmp_path: Path) -> None:
+    """As a single bit makes one."""
+    der = x509.load_pem_x509_certificate(CONTENTS.ca.certificate.encode()).public_bytes(serialization.Encoding.DER)
+    curve = bytes.fromhex("06082a8648ce3d030107")
+    spoilt = ssl.DER_cert_to_PEM_cert(der.replace(curve, curve[:-1] + b"\x6f"))
+    path = made(tmp_path / "b")
+    index = json.dumps(json.loads(members(path)["index.json"]) | {"ca": spoilt}).encode()
+    refused(lambda: read(tampered(path, index_json=index)), "BackupDamaged")
+    assert not pki.is_of(spoilt, x509.load_pem_x509_certificate(CONTENTS.ca.certificate.encode()))
 
 
 def test_what_is_no_backup_is_refused(tmp_path: Path) -> None:
