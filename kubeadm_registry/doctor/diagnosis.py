@@ -97,7 +97,11 @@ def _without_consequences(found: Sequence[Finding]) -> Iterator[Finding]:
 
 def _follows(one: Finding, other: Finding) -> bool:
     """Whether *one* follows from *other*; that a node does not answer follows from nothing that others say."""
-    if one.kind in (nodes.NODE_DOWN, nodes.SSH_FAILS) or other.symptom or (other.node and other.node != one.node):
+    if (
+        one.kind in (nodes.NODE_DOWN, nodes.SSH_FAILS, nodes.SSH_REFUSED)
+        or other.symptom
+        or (other.node and other.node != one.node)
+    ):
         return False
     return EVERYTHING in other.explains or bool({one.subject, one.kind.code} & other.explains)
 

@@ -483,6 +483,41 @@ def test_a_node_that_only_ssh_does_not_reach_is_not_down() -> None:
     assert codes(found) == ["SSHFails"]
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "unknown host key: 10.0.0.13:22 presented the ed25519 key SHA256:x (compare the fingerprint)",
+        "host key verification failed: 10.0.0.13:22 presented the ed25519 key SHA256:x, but y line 1 has another",
+        "authentication failed for root at 10.0.0.13:22; tried: no key found",
+        "user admin can log in, but cannot run commands: This account is not available",
+        "sudo failed for user admin: a password is required",
+    ],
+)
+def test_a_node_that_lets_nobody_in_is_not_to_be_powered_on(trouble: str) -> None:
+    """As all of them from a machine that does not know their keys yet."""
+    away = NodeStatus("cp-3", reachable=False, trouble=trouble)
+    refusing = {name: replace(gone(well(name.replace("_", "-"))), status=away, earlier=away)
+                for name in ("cp_1", "cp_2", "cp_3")}  # fmt: skip
+    found = doctor.diagnose(snapshot(**refusing))
+    assert [(one.kind.code, one.kind.severity) for one in found.findings] == [("SSHFails", "error")] * 3
+    assert [(one.fix[0].where, one.fix[0].line) for one in found.findings] == [
+        ("workstation", f"ssh -v 10.0.0.1{number} true") for number in (1, 2, 3)
+    ]
+    assert found.state == "unknown"
+    (single,) = doctor.diagnose(snapshot(cp_3=refusing["cp_3"])).findings
+    assert (single.kind.code, "does not let this machine in" in single.message) == ("SSHFails", True)
+
+
+def test_ssh_is_tried_as_the_cluster_file_says() -> None:
+    ssh = "{user: me, port: 2222, identityFile: /my keys/id, knownHostsFile: ~/known}"
+    spec = config.parse(f"{config.SMALLEST}  ssh: {ssh}\n", "x")
+    seen = snapshot(heard=True, cp_3=gone(well("cp-3")))
+    (found,) = doctor.diagnose(replace(seen, config=spec)).findings
+    assert shlex.split(found.fix[0].line) == [
+        "ssh", "-v", "-p", "2222", "-i", "/my keys/id", "-o", "UserKnownHostsFile=~/known", "me@10.0.0.13", "true",
+    ]  # fmt: skip
+
+
 def test_a_holder_that_only_ssh_does_not_reach_still_serves() -> None:
     peers = {name: {"presence": "fresh", "level": 0} for name in NAMES}
     others = {name: with_agent(well(name.replace("_", "-")), peers=peers) for name in ("cp_2", "cp_3")}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
 from kubeadm_registry import paths
 from kubeadm_registry.components.network import exposed
 from kubeadm_registry.components.services import services
 from kubeadm_registry.doctor.facts import FirewallRule
-from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limited
+from kubeadm_registry.doctor.finding import WORKSTATION, Command, Finding, Kind, here, limited
 from kubeadm_registry.doctor.snapshot import NodeSnapshot, Snapshot
 from kubeadm_registry.errors import Problem
 from kubeadm_registry.status import CLOCK_OFF
@@ -26,6 +27,10 @@ NO_QUORUM = Kind(
     "the registry by `recover`.",
 )
 SSH_FAILS = Kind("SSHFails", "warning", "The registry works there, but no run can change or inspect the node.")
+#: The same where nobody hears its agent.
+SSH_REFUSED = Kind(
+    SSH_FAILS.code, "error", "An SSH server answers there; nobody can tell whether the registry works on the node."
+)
 PEER_SILENT = Kind(
     "PeerSilent", "error", "The two treat each other as down; with zot there may be no writer. No node may fail."
 )
@@ -47,20 +52,26 @@ SET_CLOCK = "chronyc makestep || systemctl restart systemd-timesyncd  # docs/rec
 _ELSEWHERE = frozenset({"Ports", "Firewall", "SameCluster", "Clock", "DiskSpace", "Secrets", "Authority"})
 
 
+#: How SSH says that a node is there and does not let this machine in.
+_REFUSED = re.compile(
+    r"unknown host key|host key verification failed|authentication failed|sudo (?:failed|does not accept)"
+    r"|user \S+ (?:can log in|logged in|has no shell|has user id)|\S+ and kubeadm-registry have no common algorithm"
+)
+
+
 def answering(snapshot: Snapshot) -> Iterator[Finding]:
     """Every node is up and can be reached."""
     lost = []
     for node in snapshot.unreachable:
         heard = snapshot.heard_by(node.name)
         shown = [f"ssh: {node.status.trouble}", *_told(snapshot, node)]
-        if heard:
-            ssh = next(one for one in snapshot.config.spec.nodes if one.name == node.name).ssh.over(
-                snapshot.config.spec.ssh
+        if heard or _REFUSED.match(node.status.trouble):
+            kind, words = (
+                (SSH_FAILS, f"it cannot be reached by SSH, and the agent of {heard[0]} hears it")
+                if heard
+                else (SSH_REFUSED, "it answers by SSH, and does not let this machine in")
             )
-            port = f" -p {ssh.port}" if ssh.port else ""
-            login = Command("workstation", f"ssh -v{port} {ssh.user + '@' if ssh.user else ''}{node.address} true")
-            yield Finding(SSH_FAILS, node.name, f"it cannot be reached by SSH, and the agent of {heard[0]} hears it",
-                          limited(shown), (login,))  # fmt: skip
+            yield Finding(kind, node.name, words, limited(shown), (_login(snapshot, node),))
             continue
         lost.append(node)
         yield Finding(
@@ -75,6 +86,16 @@ def answering(snapshot: Snapshot) -> Iterator[Finding]:
         yield Finding(NO_QUORUM, "", f"{len(lost)} of {count} nodes are down: {names}",
                       [f"{node.name}: {node.status.trouble}" for node in lost],
                       (Command("on site", f"power {names} on"), here("status")))  # fmt: skip
+
+
+def _login(snapshot: Snapshot, node: NodeSnapshot) -> Command:
+    """The command that shows how SSH to *node* fails."""
+    ssh = snapshot.config.spec.node(node.name).ssh.over(snapshot.config.spec.ssh)
+    options = ["-p", str(ssh.port)] if ssh.port else []
+    options += ["-i", ssh.identity_file] if ssh.identity_file else []
+    options += ["-o", f"UserKnownHostsFile={ssh.known_hosts_file}"] if ssh.known_hosts_file else []
+    target = f"{ssh.user + '@' if ssh.user else ''}{node.address}"
+    return Command(WORKSTATION, shlex.join(["ssh", "-v", *options, target, "true"]))
 
 
 def _told(snapshot: Snapshot, node: NodeSnapshot) -> list[str]:
