@@ -74,7 +74,8 @@ def diagnose(snapshot: Snapshot) -> Diagnosis:
     """
     found = [finding for rule in RULES for finding in rule(snapshot)]
     kept = list(_without_consequences(found))
-    if not kept or not (snapshot.serving or any(one.kind.severity == "error" for one in kept)):
+    told = [one for one in kept if one.kind.severity == "error" and one.kind not in _APART]
+    if not kept or not (snapshot.serving or told):
         kept += symptoms.healthy(snapshot)
     order = ["", *(node.name for node in snapshot.nodes)]
     kept.sort(

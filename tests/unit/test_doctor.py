@@ -428,6 +428,15 @@ def test_what_serves_without_it_explains_no_symptom(spoil: str) -> None:
     assert {one.kind.code for one in found.findings if one.kind.severity == "error"} >= {"VIPNowhere", "ServiceHangs"}
 
 
+def test_what_status_reports_of_a_registry_that_is_down_is_told_beside_what_serves_without() -> None:
+    seen = snapshot(cp_2=CASES["containerd"][0](well("cp-2")))
+    for judged in (seen.judged, seen.judged_earlier):
+        available = next(one for one in judged["conditions"] if one["type"] == "Available")
+        available |= {"status": "False", "reason": "AddressAstray"}
+    found = doctor.diagnose(seen)
+    assert (found.state, codes(found)) == ("down", ["ContainerdStopped", "StatusNotHealthy"])
+
+
 def test_that_nobody_holds_the_virtual_ip_is_told_beside_what_may_be_the_cause() -> None:
     two = CASES["stopped"][0](well("cp-2"))
     found = doctor.diagnose(snapshot(cp_1=with_status(well("cp-1"), vip=()), cp_2=two))
