@@ -50,7 +50,7 @@ class Certificates:
 
 
 def look(host: Host) -> Certificates:
-    """The certificates of *host*. Raises Error if it does not answer, ValueError if a file is damaged."""
+    """The certificates of *host*. Raises Error if it does not answer, ValueError if a file is damaged or unreadable."""
     (_, stored), (ca, authority_ends) = _read(host, paths.NODE_PEM), _read(host, paths.CA)
     if stored is None:
         return Certificates(authority_ends=authority_ends)
@@ -78,7 +78,12 @@ def look(host: Host) -> Certificates:
 
 def _read(host: Host, path: str) -> tuple[str, datetime | None]:
     """A file's text and the end of the certificate in it; empty and None if there is no file."""
-    content = host.read(path)
+    try:
+        content = host.read(path)
+    except Error as error:
+        if error.code != "FileUnreadable":
+            raise
+        raise ValueError(error.message) from error
     try:
         return ("", None) if content is None else (content.decode(), pki.expiry(content.decode()))
     except ValueError as error:

@@ -744,6 +744,16 @@ def test_the_file_of_a_certificate_that_proxies_hold_in_memory_is_missed(said: F
     assert f"{paths.NODE_PEM} differs" in found[0].message
 
 
+@pytest.mark.parametrize("path", [haproxy.CONFIG, paths.NODE_PEM, paths.CA, f"{paths.UNITS}/{AGENT}"])
+def test_a_file_that_cannot_be_read_is_a_finding_and_its_node_is_not_down(said: FakeCluster, path: str) -> None:
+    """As where the disk has errors, or a directory was put in its place."""
+    tree = said.servers["cp-2"].tree
+    tree[path] = tree[paths.ETC]
+    (found,) = doctor.diagnose(examine(said)).findings
+    assert (found.kind.code, found.node) == ("UnitChanged" if path.endswith(AGENT) else "ConfigChanged", "cp-2")
+    assert any(f"cannot read {path}: is not a regular file" in line for line in found.evidence)
+
+
 def test_proxies_that_fail_without_their_certificate_are_explained_by_it() -> None:
     cluster = cast(Any, None)
     issued = Difference("secrets/certificates", "cp-2", haproxy.NodeCertificate(cluster), f"{paths.NODE_PEM}: new")

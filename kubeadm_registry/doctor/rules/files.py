@@ -168,7 +168,9 @@ def unchanged(snapshot: Snapshot) -> Iterator[Finding]:
                     mirrors.append(difference)
             elif isinstance(change, NodeCertificate) and ": the certificate " in difference.text:
                 continue  # which `certified` says, unless it is only due for a new one
-            elif isinstance(change, File | NodeCertificate) and difference.error is None:
+            elif isinstance(change, File | NodeCertificate) and (
+                difference.error is None or difference.error.code == "FileUnreadable"
+            ):
                 if (damaged := _damaged(node, change, difference)) is not None:
                     yield damaged
                 else:
