@@ -52,6 +52,15 @@ def test_every_service_has_its_templates(root: Path) -> None:
         assert all((root / "kubeadm_registry/templates" / name / "runbook.j2").is_file() for name in table)
 
 
+@pytest.mark.parametrize(
+    ("kind", "module"), [(services.Backend, toy), (services.Frontend, plain)], ids=["backend", "frontend"]
+)
+def test_the_smallest_part_has_every_name_that_its_kind_lists(kind: type, module: object) -> None:
+    """They stand as examples of all that a part needs, and no type checker reads them."""
+    names = {*vars(kind), *kind.__annotations__}
+    assert not [name for name in sorted(names) if not name.startswith("_") and not hasattr(module, name)]
+
+
 # ---- a part that is added ----------------------------------------------------------------------------------------
 
 

@@ -33,6 +33,10 @@ def key(repository: str, digest: str) -> str:
     return f"{repository}/{digest}"
 
 
+def records(_: str) -> tuple[str, ...]:
+    return ()
+
+
 def install(cluster: Cluster, _: Host, storage: Backend) -> Steps:
     config = File(CONFIG, f"{s3.url()}/{s3.bucket(cluster.spec)}\n".encode())
     yield Directory(f"{paths.ETC}/plain")
