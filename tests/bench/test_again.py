@@ -21,6 +21,7 @@ import pytest
 from kubeadm_registry import paths
 from tests.bench.bundles import TAG, noise_images
 from tests.bench.deployments import Command, ansible, pyinfra, work
+from tests.bench.turns import in_turn
 from tests.lab import programs
 from tests.lab.fresh import fresh_lab, require_machine
 from tests.lab.registry import Registry, repeat
@@ -60,10 +61,13 @@ def run(registry: Registry, command: Command) -> tuple[float, str]:
 def compare(
     registry: Registry, commands: Sequence[Command], of: Callable[[str, str], bool] = lambda name, said: True
 ) -> dict[str, float]:
-    """The medians of all *commands* in seconds, by turns. What each says must be *of* the kind that is compared."""
+    """The medians of all *commands* in seconds, each beginning a round in turn.
+
+    What each says must be *of* the kind that is compared.
+    """
     seconds: dict[str, list[float]] = {command.name: [] for command in commands}
-    for _ in range(ROUNDS):
-        for command in commands:
+    for number in range(ROUNDS):
+        for command in in_turn(commands, number):
             took, said = run(registry, command)
             assert of(command.name, said), f"{command.name}: {said[-3000:]}"
             seconds[command.name].append(took)
