@@ -114,7 +114,7 @@ def refusal(words: list[str]) -> str:
     while isinstance(command, click.Group) and rest and rest[0] in command.commands:
         command = command.commands[rest.pop(0)]
     try:
-        command.make_context("kubeadm-registry", rest)
+        command.make_context("kubeadm-registry", rest, **cli.context_settings)
     except click.exceptions.Exit:  # --help
         return ""
     except click.UsageError as error:
