@@ -1,3 +1,3 @@
-"""A container registry for bare-metal Kubernetes that is there before the cluster is."""
+"""A highly available container registry for bare-metal Kubernetes."""
 
 __version__ = "0.2.0.dev0"

@@ -30,11 +30,11 @@ passphrase_option = click.option(
 )  # fmt: skip
 identity_option = click.option(
     "--identity", "identities", type=click.Path(path_type=Path), metavar="FILE", multiple=True,
-    help="Decrypt with this private key: a file of age, or an SSH key (ed25519 or rsa). May be repeated.",
+    help="Decrypt with this private key: an age identity file, or an SSH key (ed25519 or rsa). May be repeated.",
 )  # fmt: skip
 ca_option = click.option(
     "--ca", type=click.Path(path_type=Path), metavar="FILE",
-    help="Require that this CA made the backup: the certificate that client nodes trust.",
+    help="Require a signature by this CA: the certificate that client nodes trust.",
 )  # fmt: skip
 
 
@@ -64,20 +64,20 @@ def backup(
     context: Context, file: Path | None, path: Path | None, passphrase_file: Path | None, recipients: tuple[str, ...],
     lists: tuple[Path, ...], no_encryption: bool, sign: Path | None, no_images: bool,
 ) -> None:  # fmt: skip
-    """Write an encrypted file with all that is needed to set the registry up again when all nodes are lost.
+    """Write an encrypted file with everything that is needed to rebuild the registry after all nodes are lost.
 
-    It has the CA, the credentials and the storage's keys, the cluster file, the versions of the programs, and the names
-    and digests of all images; not the images themselves: `restore` loads these from bundles. One of the nodes may be
+    It contains the CA, the credentials and storage keys, the cluster file, the versions of the programs, and the names
+    and digests of all images, but not the images themselves: `restore` loads these from bundles. One node may be
     unreachable.
 
-    The file is encrypted by age, with a passphrase or for public keys, and signed by the cluster CA.
+    The file is encrypted with age, by a passphrase or for public keys, and signed by the cluster CA.
 
     \b
     Exit codes:
-      0  the backup is written, with every image in its list
-      1  failed; a file of before is unchanged
-      5  the backup is written; its list lacks images that cannot be read, or
-         its cluster file is not that of the registry
+      0  the backup is written, and lists every image
+      1  failed; an existing file is unchanged
+      5  the backup is written, but does not list images that cannot be read,
+         or its cluster file is not that of the registry
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -171,7 +171,7 @@ def inspect(
 ) -> None:
     """Show the registry, date and recipients of the backup FILE, without secrets.
 
-    With its key, also show the nodes, programs and images in it.
+    With its key or passphrase, also show the nodes, programs and images in it.
     """
     found = read(file)
     index = found.index
@@ -236,9 +236,9 @@ def verify(
     context: Context, file: Path, identities: tuple[Path, ...], passphrase_file: Path | None, ca: Path | None,
     key: Path | None,
 ) -> None:  # fmt: skip
-    """Verify that FILE is complete and signed, and with the key to it, that it can be restored.
+    """Verify that FILE is complete and signed and, with its key or passphrase, that it can be restored.
 
-    Without --ca and --key, FILE is compared only with the CA that it names itself.
+    Without --ca and --key, the signature is compared only with the CA that FILE itself names.
     """
     reporter = context.reporter()
     found = checked(file, ca, key, context)

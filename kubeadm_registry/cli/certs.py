@@ -52,15 +52,15 @@ def group() -> None:
 @command("check", parent=group, short_help="Show every certificate with the days left")
 @file_option
 def check(context: Context, path: Path | None) -> None:
-    """Show every certificate on every node with the days left: the CA, the node's as on disk, and those that HAProxy
-    and the agent present.
+    """Show every certificate on every node with the days left: the CA, the node's on disk, and those that HAProxy and
+    the agent present.
 
     \b
     Exit codes:
       0  all are valid and in use
       1  one is rejected by clients or nodes: expired, or of another CA
       4  no node is reachable, or too few
-      5  one expires soon or is not in use yet, or a node cannot be asked
+      5  one expires soon or is not in use yet, or a node cannot be queried
     """
     cluster_file = config.load(path)
     with session.cluster(cluster_file, terminal.prompts(), context.reporter().note, may_miss=True) as cluster:

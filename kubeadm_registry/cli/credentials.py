@@ -31,7 +31,7 @@ from kubeadm_registry.phases.workflows import CREDENTIALS_ROTATE
 METRICS = "metrics"
 #: What cannot be rotated, and why.
 REFUSED = {
-    METRICS: "nothing of it is stored; issue another certificate, or replace the CA with `certs renew --ca`",
+    METRICS: "it is not stored; issue another certificate, or replace the CA with `certs renew --ca`",
 }
 
 
@@ -53,7 +53,7 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
     """Print the user name and password of a role, for `podman login` or `skopeo login`.
 
     For the role metrics, issue a client certificate that can read the agents' metrics and nothing else, and print it
-    with its private key (PEM). Nothing of it is stored.
+    with its private key (PEM). Neither is stored.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -95,7 +95,7 @@ def rotate(
     context: Context, path: Path | None, roles: tuple[str, ...], finish: bool, nodes: Path | None, no_clients: bool,
     kubeconfig: Path | None, dry_run: bool,
 ) -> None:  # fmt: skip
-    """Replace the password of push, pull or retention. The former one is accepted as well until --finish.
+    """Replace the password of push, pull or retention. The former one remains accepted until --finish.
 
     The storage's S3 key (s3), its admin token (admin) and the agents' key (heartbeat) are known to the nodes alone: one
     run replaces them, in stages. For admin the storage restarts on one node after another.

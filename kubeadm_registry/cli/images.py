@@ -208,8 +208,8 @@ def delete(
     zot deletes a single tag. Distribution deletes by digest, which also removes other tags of the same image; this is
     refused unless --all-tags is given. Manifests that a remaining index refers to are never deleted.
 
-    With zot, what goes by digest is freed immediately, but for blobs that other manifests need; a tag alone frees
-    nothing, since its image stays. With Distribution, `images collect` frees what is deleted.
+    With zot, deleting a digest frees its space immediately, except for blobs that other manifests need; deleting a tag
+    alone frees nothing, because its image stays. With Distribution, `images collect` frees the space.
     """
     reporter = context.reporter()
     cluster_file = config.load(path)

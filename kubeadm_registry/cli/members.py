@@ -129,11 +129,11 @@ def replace(
     context: Context, old: str, new: str, path: Path | None, bundle: Path | None, key: Path | None, purge_data: bool,
     yes: bool, dry_run: bool, ignore: str,
 ) -> None:  # fmt: skip
-    """Replace OLD by NEW. The cluster file must list NEW; it may still list OLD, unless these would be six nodes.
+    """Replace OLD by NEW. The cluster file must list NEW; it may still list OLD, unless that makes six nodes.
 
-    OLD may be down: neither SSH nor another node reaches it. If it is up, the storage copies from it as well, and it
-    is uninstalled as by reset. If it returns later with everything started, the other nodes exclude it, and its own
-    status says why.
+    OLD may be down, that is, unreachable by SSH and by the other nodes. If it is up, the storage copies from it as
+    well, and it is uninstalled as by reset. If it returns later with everything started, the other nodes exclude it,
+    and its own status says why.
 
     To change the address of a node, pass its name twice: replace cp-2 cp-2. A node that keeps name and address, with
     a new disk or on new hardware, needs only init.

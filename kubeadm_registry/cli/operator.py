@@ -33,15 +33,15 @@ from kubeadm_registry.upkeep.api import Api
 
 @click.group("operator", short_help="Install the operator in a Kubernetes cluster")
 def group() -> None:
-    """Install the operator in a Kubernetes cluster, or look at it there.
+    """Install, inspect or remove the operator in a Kubernetes cluster.
 
-    The registry does not depend on it: it watches the registry, and plans retention and has it carried out.
+    The operator watches the registry, plans retention, and has it carried out. The registry does not depend on it.
     """
 
 
 kubeconfig_option = click.option(
     "--kubeconfig", metavar="FILE", type=click.Path(path_type=Path), required=True, envvar="KUBECONFIG",
-    help="Log in to the cluster by this file, as an administrator.  [env: KUBECONFIG]",
+    help="Kubeconfig of the cluster, with the rights of an administrator.  [env: KUBECONFIG]",
 )  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def _image(_: click.Context, __: click.Parameter, value: str) -> str:
 
 image_option = click.option(
     "--image", metavar="NAME", default="", callback=_image,
-    help="Use this image.  [default: the one that the bundle brought]",
+    help="Use this image.  [default: the one loaded from the bundle]",
 )  # fmt: skip
 
 
@@ -89,13 +89,14 @@ def install(
 ) -> None:  # fmt: skip
     """Install or upgrade the operator with its custom resources, guard, rights and Secret, and wait until it leads.
 
-    The Secret has the credentials by which the operator reads the registry and keeps the retention ledger in it; they
+    The Secret has the credentials with which the operator reads the registry and keeps the retention ledger in it; they
     come from the nodes. It also has an SSH key of its own, with which it asks a helper on each node for retention,
     freed space, new certificates, records of pulls and, with --replace-nodes, the replacement of a node. The key gives
-    no shell. Running it again changes only what differs. The timer of retention is disabled: it knows no workloads.
+    no shell. Running it again changes only what differs. The retention timer is disabled, because it does not know
+    workloads.
 
-    With --replace-nodes the owner of this key can have a machine made a node, which then has all secrets of the
-    registry. Without it, what an earlier run with it has installed is removed.
+    With --replace-nodes, whoever has this key can make a machine a node, which then has all secrets of the registry.
+    Without it, what an earlier run installed for it is removed.
 
     Exits with code 5 if a node is unreachable; run it again when the node is back.
     """

@@ -23,7 +23,7 @@ nodes_option = click.option(
 no_clients_option = click.option("--no-clients", is_flag=True, help="There are no client nodes.")
 kubeconfig_option = click.option(
     "--kubeconfig", metavar="FILE", type=click.Path(path_type=Path), envvar="KUBECONFIG",
-    help="Where the operator is installed: log in to the cluster by this file.  [env: KUBECONFIG]",
+    help="Kubeconfig of the cluster in which the operator is installed.  [env: KUBECONFIG]",
 )  # fmt: skip
 
 

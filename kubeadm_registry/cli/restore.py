@@ -58,8 +58,8 @@ from kubeadm_registry.printable import counted
 @identity_option
 @passphrase_option
 @ca_option
-@click.option("--backup-key", type=click.Path(path_type=Path), metavar="FILE", help="Require that this SSH key signed "
-              "the backup: a public key or an allowed-signers file.")  # fmt: skip
+@click.option("--backup-key", type=click.Path(path_type=Path), metavar="FILE", help="Require a signature of "
+              "the backup by this SSH key: a public key or an allowed-signers file.")  # fmt: skip
 @dry_run_option
 @diff_option
 @ignore_option
@@ -71,8 +71,8 @@ def restore(
     """Rebuild a lost registry on bare nodes from the backup FILE and bundles.
 
     The nodes get the secrets in the backup, `init` runs with the bundle, and the images of all bundles are loaded. CA,
-    credentials and virtual IP are those of before, so clients need no change. Nodes with secrets or data of another
-    registry are refused. Names and addresses of nodes may be others than before.
+    credentials and virtual IP stay the same, so clients need no change. Nodes with secrets or data of another
+    registry are refused. Names and addresses of nodes may differ from before.
 
     An interrupted run is completed by the next one.
 

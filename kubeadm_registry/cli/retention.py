@@ -68,11 +68,11 @@ def look_options(function: Callable[..., None]) -> Callable[..., None]:
                 help="Keep the images in a list with one name per line, or in Kubernetes manifests. May be repeated.",
             ),
             click.option(
-                "--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is asked."
+                "--no-cluster", is_flag=True, help="No Kubernetes cluster uses the registry, so none is queried."
             ),
             click.option(
                 "--accept", "accepted", metavar="REASON", multiple=True,
-                help="Plan in spite of this reason, as its hint writes it, such as UsesShrank=12. May be repeated.",
+                help="Plan despite this reason, as its hint spells it, such as UsesShrank=12. May be repeated.",
             ),
         )
     ):  # fmt: skip
@@ -170,7 +170,7 @@ group.add_command(retention_timer.group)
 @click.option(
     "--digest",
     metavar="DIGEST",
-    help="Make no plan, and show the one with this digest: the newest one by this command, the timer or the operator.",
+    help="Show the plan with this digest instead of making one: the newest of this command, the timer or the operator.",
 )
 @click.option("--all", "everything", is_flag=True, help=f"List every deletion, not only the largest {SHOWN}.")
 def plan_command(context: Context, path: Path | None, digest: str | None, everything: bool, **options: Any) -> None:

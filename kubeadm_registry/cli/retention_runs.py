@@ -45,7 +45,8 @@ LONGEST = 6 * 3600.0
 def approve(context: Context, path: Path | None, yes: bool, digest: str) -> None:
     """Approve the plan DIGEST, as `retention plan` printed it, or the operator's; twelve digits of it are enough.
 
-    An approval is for exactly these deletions. When the plan runs it is made again, and only what both delete goes.
+    An approval is for exactly these deletions. When it runs, the plan is made again, and only what is in both
+    is deleted.
     """
     reporter = context.reporter()
     with opened(path, reporter) as at:
@@ -181,7 +182,7 @@ def undo_command(
 ) -> None:
     """Restore images from the trash: those called NAME (repository, with a tag or digest), of a plan, or all.
 
-    Each gets back the tags that it had. A tag that means another image by now is newer, and stays.
+    Each image gets its tags back, except for tags that have been given to another image since.
     """
     if sum((bool(names), plan is not None, everything)) != 1:
         raise ConfigError("pass either names, --plan or --all", code="UsageInvalid")
@@ -236,7 +237,7 @@ def history(context: Context, path: Path | None) -> None:
 
 @command("pause", parent=group, short_help="Delete nothing until retention is resumed")
 @file_option
-@click.option("--reason", required=True, help="Why; shown to everybody who runs retention.")
+@click.option("--reason", required=True, help="Why; shown to everyone who runs retention.")
 def pause(context: Context, path: Path | None, reason: str) -> None:
     """Delete nothing, neither to the trash nor from it, until `retention resume`. Images can still be restored."""
     with opened(path, context.reporter()) as at:
@@ -244,10 +245,10 @@ def pause(context: Context, path: Path | None, reason: str) -> None:
     context.reporter().result("retention is paused")
 
 
-@command("resume", parent=group, short_help="End a pause of retention")
+@command("resume", parent=group, short_help="Resume retention after a pause")
 @file_option
 def resume(context: Context, path: Path | None) -> None:
-    """End a pause of retention."""
+    """Resume retention after a pause."""
     with opened(path, context.reporter()) as at:
         at.restate(lambda one: replace(one, paused=None, why=""))
     context.reporter().result("retention is not paused")

@@ -25,7 +25,7 @@ from kubeadm_registry.transport.host import side_by_side
 
 @click.group("timer", short_help="Apply a policy daily, without an operator")
 def group() -> None:
-    """Apply a policy once a day on the nodes, where no Kubernetes cluster and no operator is."""
+    """Apply a policy once a day on the nodes, where there is neither a Kubernetes cluster nor an operator."""
 
 
 @command("enable", parent=group, short_help="Store a policy and enable the timer")

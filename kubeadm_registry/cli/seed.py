@@ -104,7 +104,7 @@ def seed(
 
     Only missing blobs are uploaded; interrupted uploads resume. Uses the registry network, or an SSH tunnel through a
     node if that is unreachable. Finally, every image is verified through every node and the virtual IP; images that an
-    earlier run verified are read through the virtual IP, and each is only looked up at one of the nodes.
+    earlier run verified are read through the virtual IP, and each is only looked up on one of the nodes.
 
     \b
     Exit codes:

@@ -107,7 +107,7 @@ def status(
       0  healthy
       1  down: the registry is not serving
       4  no node is reachable
-      5  degraded: serving, but no node may be lost, or something is not in order
+      5  degraded: serving, but no node may be lost, or something needs attention
     """
     cluster_file = config.load(path)
     if interval is not None:

@@ -44,7 +44,7 @@ def support_bundle(context: Context, path: Path | None, file: Path, since: str) 
     \b
     Exit codes:
       0  written
-      5  written, but a node did not respond, or it or a file was left out
+      5  written, but a node did not respond, or a node or a file was left out
     """
     reach = seconds(since)
     temporary.target(file, [path or config.DEFAULT_FILE])  # before all nodes are asked

@@ -30,7 +30,7 @@ _NAMED = 20
 
 @click.group("vip", short_help="Move the virtual IP to another node")
 def group() -> None:
-    """Move the virtual IP to another node, as planned."""
+    """Move the virtual IP to another node, for planned work on its holder."""
 
 
 @command("move", parent=group, short_help="Move the virtual IP without cutting off a client")

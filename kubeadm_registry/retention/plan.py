@@ -126,7 +126,7 @@ def unheard(ledger: Ledger, reporting: Collection[str], now: int) -> Iterator[Re
                 f"the cluster {called} reported last at {last:%Y-%m-%d %H:%M} UTC, {counted(days, 'day')} ago: what it "
                 "began to use since then is not known",
                 "have it report, with --kubeconfig or by its operator; if it is gone, run `kubeadm-registry retention "
-                f"forget {shlex.quote(name)}`; to plan in spite of it, pass --accept {approval}",
+                f"forget {shlex.quote(name)}`; to plan despite it, pass --accept {approval}",
                 approval=approval,
             )
 

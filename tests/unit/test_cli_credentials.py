@@ -43,7 +43,7 @@ def rotate(*options: str, code: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--role", "metrics"), "RotationRefused", "nothing of it is stored"),
+        (("--role", "metrics"), "RotationRefused", "it is not stored"),
         (("--role", "push", "--role", "admin"), "UsageInvalid", "--role admin cannot be combined with another role"),
         (("--role", "pull", "--file", "closed.yaml"), "UsageInvalid", "--role pull needs either --nodes"),
         (("--role", "s3", "--role", "push"), "UsageInvalid", "--role s3 cannot be combined with another role"),
