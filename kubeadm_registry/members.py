@@ -136,7 +136,7 @@ def _whole(value: Any) -> int:
 
 def _addresses(value: Any) -> dict[str, str]:
     if not all(isinstance(address, str) for address in value.values()):
-        raise ValueError(f"{value!r} has an address that is not a text")
+        raise ValueError(f"{value!r} has an address that is not text")
     return dict(value)
 
 
@@ -164,8 +164,8 @@ def newest(found: Mapping[str, Members]) -> Members | None:
         elif one.generation == best[1].generation:
             if one.nodes != best[1].nodes:
                 raise Error(
-                    f"{best[0]} and {name} have different lists of members of generation {one.generation}",
-                    hint=f"compare {PATH} on the nodes; restore the file of the nodes that are right on the other one",
+                    f"{best[0]} and {name} have different member lists of generation {one.generation}",
+                    hint=f"compare {PATH} on the nodes; copy the correct file to the other node",
                     code="MembersConflict",
                 )
             if one.settled and not best[1].settled:

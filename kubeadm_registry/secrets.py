@@ -281,7 +281,7 @@ def _parse(content: bytes) -> Found:
     for name in (*_IDENTITY, "made", *_MADE):
         value = found.values.get(name, "-")
         if not (isinstance(value, str) and value):
-            raise Damaged(f"its key {name} is not a text")
+            raise Damaged(f"its key {name} is not text")
     keys = found.values.get("node_keys", {})
     if not isinstance(keys, dict) or not all(isinstance(value, str) for value in keys.values()):
         raise Damaged("its key node_keys is not an object of texts")

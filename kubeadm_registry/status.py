@@ -279,7 +279,7 @@ def _available(
     config: RegistryCluster, seen: Sequence[NodeStatus], holders: Sequence[str], astray: Sequence[str]
 ) -> dict[str, str]:
     if all(one.reachable and "active" not in one.services.values() for one in seen):
-        text = "nothing of the registry runs on any node; run `kubeadm-registry init`"
+        text = "no registry service runs on any node; run `kubeadm-registry init`"
         return _condition("Available", False, "NotInstalled", text)
     if len(holders) > 1:
         return _condition("Available", False, "TwoHolders", f"{', '.join(holders)} all hold the virtual IP")
@@ -362,10 +362,10 @@ def _without_writer(seen: Sequence[NodeStatus]) -> Iterator[tuple[str, str]]:
     if len(said) < len(seen) or any(one.get("mode") != "single" for one in said):
         return
     if all(one.get("role") != "writer" for one in said):
-        yield "NoWriter", "no node has the lease, so none takes pushes"
+        yield "NoWriter", "no node has the lease, so no node accepts pushes"
     able = [one.name for one in seen if not _conditions(one) & _BARRED]
     if len(able) < 2:
-        yield "OneWriter", f"{', '.join(able) or 'no node'} can become writer, and no other node: see `doctor`"
+        yield "OneWriter", f"{f'only {able[0]}' if able else 'no node'} can become writer; see `doctor`"
 
 
 #: What an agent says of a node that does not find the canary image in the storage.
@@ -393,7 +393,7 @@ def _storage_whole(config: RegistryCluster, seen: Sequence[NodeStatus]) -> dict[
     if len(counts) == len(config.spec.nodes) and counts[least] == wanted:
         for one in seen:
             if one.read_only:
-                text = f"{one.name} stores nothing, for its data disk cannot be written: see `doctor`"
+                text = f"{one.name} stores nothing, because its data disk cannot be written; see `doctor`"
                 return _condition("StorageWhole", False, "ReadOnly", text)
             if "StorageCopying" in _conditions(one):
                 left = (one.agent.get("storage_left") if one.agent is not None else None) or {"blocks": 0, "tables": 0}
@@ -436,7 +436,7 @@ def _blocks(seen: Sequence[NodeStatus]) -> Iterator[dict[str, str]]:
     if most := max(counts, default=0):
         yield _condition(kind, False, "BlocksLost", blocks_lost(most))
     elif counts:
-        yield _condition(kind, True, "AllPresent", "some node has each block that images need")
+        yield _condition(kind, True, "AllPresent", "every block that images need is on at least one node")
 
 
 def _certificates(seen: Sequence[NodeStatus], now: datetime) -> dict[str, str]:

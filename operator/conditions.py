@@ -71,7 +71,7 @@ def failure(kind: str, status: bool | None, error: Exception) -> Verdict:
     """The condition *kind* of what *error* has ended."""
     if isinstance(error, Error):
         return Verdict(kind, status, error.code, told(error))
-    return Verdict(kind, status, "OperatorFailed", f"the operator failed, {type(error).__name__}: its log says more")
+    return Verdict(kind, status, "OperatorFailed", f"the operator failed with {type(error).__name__}; see its log")
 
 
 def seconds_of(moment: str) -> float:

@@ -93,7 +93,7 @@ def note(objects: Objects, name: str, report: Mapping[str, Any]) -> None:
 
 
 def _said(done: Space) -> str:
-    kept = f"; {counted(done.kept, 'blob')} stay for now, since pushes relied on them" if done.kept else ""
+    kept = f"; {counted(done.kept, 'blob')} stay for now, because pushes relied on them" if done.kept else ""
     closed = f", pushes waited for {done.closed:.0f} s" if done.closed else ""
     freed = f"freed {size(done.bytes)} in {counted(done.blobs, 'blob')}"
     return f"{freed}{closed}; {size(done.before)} were stored before, {size(done.after)} are now{kept}"

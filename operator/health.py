@@ -72,7 +72,7 @@ def invalid(mine: Mapping[str, Any]) -> list[Verdict]:
     """The conditions of the object *mine*, which the operator cannot read: nobody looks whether what they said before
     is still so. What was freed last is."""
     said = [one["type"] for one in mine.get("status", {}).get("conditions", ())]
-    text = "the RegistryCluster is not valid, so the operator does not look at the registry"
+    text = "the RegistryCluster is not valid, so the operator does not check the registry"
     return unknown("Invalid", text, *(kind for kind in said if kind not in ("Adopted", "SpaceFreed")))
 
 

@@ -116,7 +116,7 @@ class Leadership:
         holder = spec.get("holderIdentity") or ""
         if holder != self._me:
             if self.epoch >= 0:
-                raise Lost(f"{holder or 'nobody'} has the lease")
+                raise Lost(f"{holder or 'no replica'} has the lease")
             if holder and asked - self._seen[1] < max(self._times.duration, float(spec.get("leaseDurationSeconds", 0))):
                 return False
             spec |= {"acquireTime": micro_time(), "leaseTransitions": spec.get("leaseTransitions", 0) + 1}

@@ -123,8 +123,9 @@ def refused(method: str, path: str, answer: Answer) -> ConnectionFailed:
     """The error for an *answer* that was not hoped for."""
     if answer.status == http.HTTPStatus.CONFLICT:
         return ConnectionFailed(
-            f"{path} was changed at the same time", hint="nothing to do: it is tried again", code="ObjectChanged"
-        )
+            f"{path} was changed at the same time", code="ObjectChanged",
+            hint="nothing to do; it is retried automatically",
+        )  # fmt: skip
     return ConnectionFailed(
         f"the API server refuses {method} {path}: {answer.failure}",
         hint="check the ClusterRole of the operator, and that the manifests are those of its release",

@@ -198,15 +198,13 @@ def fitting(
     idle = rules.spec.idle(look.holdings.repositories)
     unknown = rules.asks_for_pulls and look.after.pulls_since is None
     paths = f"spec.imagePaths finds no image, although there are such objects: {_some(unmatched, ', ')}"
-    paths += "; correct the path, or images that only they name may go"
-    pulls = (
-        "pulls are not known of all nodes, so pulledWithin keeps everything; `kubeadm-registry retention plan` says why"
-    )
+    paths += "; correct the path, or images that only they name may be deleted"
+    pulls = "pulls are not known for all nodes, so pulledWithin keeps all; `kubeadm-registry retention plan` says why"
     found = (
         ("ImagePathsMatch", unmatched, "NothingFound", paths,
          "Match", "each path finds images, or there are no such objects"),
         ("RulesMatch", idle, "NothingFound", _some(idle, "; "), "Match", "each rule decides for a repository"),
-        ("PullsKnown", unknown, "NotOfAllNodes", pulls, "Known", "all nodes say what was pulled"),
+        ("PullsKnown", unknown, "NotOfAllNodes", pulls, "Known", "all nodes report what was pulled"),
     )  # fmt: skip
     ever = {one["type"] for one in policy.get("status", {}).get("conditions", ())}
     return [
@@ -235,7 +233,7 @@ def stuck(deletable: int | None, filling: bool | None) -> Verdict:
     if not filling:
         return Verdict(kind, False, "EnoughSpace", "no disk is filling")
     if deletable:
-        return Verdict(kind, False, "Deletable", f"{counted(deletable, 'image')} go by the plan or are in the trash")
+        return Verdict(kind, False, "Deletable", f"{counted(deletable, 'image')} are in the plan or in the trash")
     text = "a disk is filling, and the policy keeps every image: keep fewer, or enlarge the disks"
     return Verdict(kind, True, "PolicyKeepsAll", text)
 

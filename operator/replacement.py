@@ -103,7 +103,7 @@ def decide(snapshot: Snapshot, spec: Spec) -> Replace | Wait | None:
     listed = snapshot.listed
     if listed is None:
         because = f": {snapshot.why}" if snapshot.why else ""
-        return Wait("HelpersSilent", f"no node tells which nodes the registry consists of{because}")
+        return Wait("HelpersSilent", f"no node reports which nodes the registry consists of{because}")
     for one in snapshot.members:
         work = one.standing.work if one.standing is not None else None
         if work is not None and work.runs:
@@ -222,7 +222,7 @@ def _not_gone(snapshot: Snapshot, spec: Spec, old: str) -> Iterator[Wait]:
         because = f" ({not_asked})" if not_asked else ""
         yield Wait("AgentsSilent", f"{silent}, and too few agents say whether they hear it{because}")
     if snapshot.machines is None:
-        yield Wait("NodesUnknown", f"{silent}, and Kubernetes does not say how its Node is")
+        yield Wait("NodesUnknown", f"{silent}, and Kubernetes does not report the state of its Node")
     machine = next((one for one in snapshot.machines or () if one.name == old), None)
     if machine is not None and machine.ready:
         yield Wait("NodeReady", f"{silent}, and Kubernetes says that it is Ready: run `kubeadm-registry doctor`")
@@ -270,12 +270,12 @@ def _against(snapshot: Snapshot, listed: Members, old: str) -> Iterator[Wait]:
     """Why the members are not such that *old* can be taken out of them."""
     others = [one for one in snapshot.members if one.name != old]
     if 2 * len(others) <= len(snapshot.members):
-        yield Wait("OneNode", "the one node of a registry cannot be replaced: install another, and copy the images")
+        yield Wait("OneNode", "the only node of a registry cannot be replaced: install another, and copy the images")
     if (away := _away(snapshot, {old})) is not None:
         yield away
     for one in others:
         if one.generation is None:
-            yield Wait("AgentsSilent", f"the agent of {one.name} says nothing{f': {one.why}' if one.why else ''}")
+            yield Wait("AgentsSilent", f"the agent of {one.name} reports nothing{f': {one.why}' if one.why else ''}")
         elif one.generation != listed.generation or (one.standing is not None and one.standing.members != listed):
             yield Wait("MembersUnsettled", f"{one.name} has another list of members: run `kubeadm-registry init`")
         elif unheard := sorted(one.silent.keys() - {old}):

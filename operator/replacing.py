@@ -36,7 +36,7 @@ LOOKS, APART = 5, 2.0
 _LONGEST = 4096
 #: Waits that say nothing of the nodes.
 _UNKNOWN = frozenset({"HelpersSilent", "AgentsSilent", "NodesUnknown"})
-_NO_KEY = Verdict(KIND, None, "NoHelper", "without a key for the nodes the operator does not look whether one is gone")
+_NO_KEY = Verdict(KIND, None, "NoHelper", "without a key for the nodes the operator does not check whether one is gone")
 _CONTROL_PLANE = "node-role.kubernetes.io/control-plane"
 _UNHEARD = frozenset({Presence.SILENT.value, Presence.UNHEARD.value})
 
@@ -105,11 +105,11 @@ class Round:
         failed = work is not None and (work.old, work.new) == (decision.old, decision.new.name) and work.error
         if work is not None and failed and self.now - work.ended < AGAIN:
             text = f"{decision.new.name} did not take the place of {decision.old}, by {by}: {failed['message']}"
-            text = "; ".join(filter(None, (text, failed["hint"], "it is tried again")))
+            text = "; ".join(filter(None, (text, failed["hint"], "it is retried")))
             return Turn(Verdict(KIND, False, failed["code"], text))
         if names := self._broken(decision, snapshot):
             text = f"{decision.new.name} did not take the place of {decision.old}: {_broken(', '.join(names))}"
-            return Turn(Verdict(KIND, False, ENDED, f"{text}; it is tried again"))
+            return Turn(Verdict(KIND, False, ENDED, f"{text}; it is retried"))
         self.lead()
         return self._edit(decision) if decision.edits else self._begin(decision)
 

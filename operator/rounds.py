@@ -97,7 +97,7 @@ class Rounds:
             adopted = Verdict("Adopted", False, "Invalid", str(error))
             self._write(CLUSTERS, mine, [adopted, *health.invalid(mine), *told], now)
             return
-        adopted = Verdict("Adopted", True, "Adopted", "the operator looks after this registry")
+        adopted = Verdict("Adopted", True, "Adopted", "the operator manages this registry")
         try:
             the_way = self.the_way()
         except ConfigError as error:

@@ -39,12 +39,12 @@ def reloadable(_: Cluster, host: Host) -> Iterator[str]:
     shown = certificates.ask(host, "show")
     for path, has in shown["trusted"].items():
         if has is None and shown["proxies"][path] is not None:
-            yield "its HAProxy is older than 2.5 and does not tell which CAs it trusts; run init with a newer bundle"
+            yield "its HAProxy is older than 2.5 and does not report which CAs it trusts; run init with a newer bundle"
 
 
 TRUST = Phase(
     "trust",
-    "Have the nodes trust the CAs",
+    "Make the nodes trust the CAs",
     _trust,
     checks=(Check("ProxyTrust", reloadable, mandatory=True),),
     one_at_a_time=True,

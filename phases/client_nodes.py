@@ -23,7 +23,7 @@ def elsewhere(cluster: Cluster, host: Host) -> Iterator[str]:
     secrets = cluster.vault.preview()
     if not {secrets.node_id(name) for name in secrets.node_keys} & made.members.keys():
         yield (
-            "it is a server of another registry: remove it from the list, or first run `reset` for it with the "
+            "it is a node of another registry: remove it from the list, or first run `reset` for it with the "
             "cluster file of that registry"
         )
 

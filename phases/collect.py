@@ -155,7 +155,7 @@ class Collection:
     def _sweep(self) -> Steps:
         yield _Once(
             "delete blobs",
-            f"{self.blobs} blobs, {self.bytes / 1e6:.1f} MB, deleted, but for what pushes relied on lately",
+            f"{self.blobs} blobs, {self.bytes / 1e6:.1f} MB, deleted, except for what pushes relied on recently",
             self._delete,
         )
 

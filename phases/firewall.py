@@ -54,10 +54,10 @@ def whole(cluster: Cluster, host: Host) -> Iterator[str]:
         return
     for address, way in sorted(too_large(host, peers).items()):
         yield (
-            f"small packets reach {peers[address]} ({address}), and packets of {way.mtu} bytes, the MTU of "
+            f"small packets reach {peers[address]} ({address}), but packets of {way.mtu} bytes, the MTU of "
             f"{way.interface}, do not; set the same MTU on all nodes, one that every switch between them passes "
-            f"(`ip link set dev {way.interface} mtu 1500`, and in the configuration of the network), or enable jumbo "
-            "frames on the switches"
+            f"(`ip link set dev {way.interface} mtu 1500`, and in the network configuration), or enable jumbo frames "
+            "on the switches"
         )
 
 

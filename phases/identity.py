@@ -36,7 +36,7 @@ class SecretsFile:
             if state is not None and self._older_than(state.content):
                 # This run read them before it had the lock: to write them back would undo what the other one did.
                 raise Error(
-                    f"another run has changed {secrets.PATH} meanwhile", host=host.name, code="SecretsChanged",
+                    f"another run has changed {secrets.PATH} in the meantime", host=host.name, code="SecretsChanged",
                     hint="run the command again",
                 )  # fmt: skip
             if not vault.made:

@@ -91,7 +91,7 @@ def same_members(cluster: Cluster, _: Host) -> Iterator[str]:
     recovers = cluster.change is not None and cluster.change.lost
     if there.supersedes(cluster.members) or (recovers and there.generation == cluster.members.generation - 1):
         names = ", ".join(sorted(there.nodes))
-        yield f"another run has changed the members meanwhile: they are {names} now; run the command again"
+        yield f"another run has changed the members in the meantime: they are {names} now; run the command again"
 
 
 def most_lost(bare: int, left: int, nodes: int) -> bool:

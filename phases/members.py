@@ -146,7 +146,7 @@ def _with_the_lost(change: MembersChange, there: frozenset[str]) -> str:
         return ""
     return (
         f", for which {', '.join(lost)} must be back; if it is lost for good, put a bare host in its place, under its "
-        "name and address, and run `init` before, which installs the storage there and ends with LayoutDiffers"
+        "name and address, and first run `init`, which installs the storage there and ends with LayoutDiffers"
     )
 
 

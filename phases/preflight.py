@@ -213,9 +213,9 @@ def processes(_: Cluster, host: Host) -> Iterator[str]:
     options = host.query("sh", "-c", _PROC, "proc", "/proc/self/mounts").text
     if (found := re.search(r"\bhidepid=(\w+)", options)) is not None and found[1] not in ("0", "off"):
         yield (
-            f"/proc is mounted with hidepid={found[1]}, so the agent sees no process of a service: it could not tell "
-            "that the writer has ended, and no node might write; run `mount -o remount,hidepid=0 /proc`, and remove "
-            "hidepid from what mounts it at boot, such as /etc/fstab"
+            f"/proc is mounted with hidepid={found[1]}, so the agent cannot see the services' processes: it could not "
+            "tell that the writer has ended, and no node might write; run `mount -o remount,hidepid=0 /proc`, and "
+            "remove hidepid from what mounts it at boot, such as /etc/fstab"
         )
 
 
@@ -255,8 +255,8 @@ def room(cluster: Cluster, host: Host) -> Iterator[str]:
     kept = reserve.of(size)
     if free - kept < taken:
         yield (
-            f"{path} is to take {taken / 2**30:.1f} GiB of images, and has {free / 2**30:.1f} GiB free on {mounted}, "
-            f"of which {kept / 2**30:.1f} GiB are kept for deletions; add disk space, or delete images first"
+            f"{path} must take {taken / 2**30:.1f} GiB of images, but has {free / 2**30:.1f} GiB free on {mounted}, "
+            f"of which {kept / 2**30:.1f} GiB are reserved for deletions; add disk space, or delete images first"
         )
 
 
@@ -368,7 +368,7 @@ def vip_in_subnet(cluster: Cluster, host: Host) -> Iterator[str]:
         if ip_address(vip) in subnet:
             if subnet.version == 4 and subnet.num_addresses > 2 and vip == str(subnet.broadcast_address):
                 yield (
-                    f"the virtual IP {vip} is the broadcast address of {subnet}, to which nobody can connect; "
+                    f"the virtual IP {vip} is the broadcast address of {subnet}, to which no client can connect; "
                     f"set {field} to an unused address of that subnet"
                 )
             continue

@@ -124,7 +124,7 @@ def in_use(cluster: Cluster, host: Host) -> Iterator[str]:
         told = ", ".join(f"{name} {runs[name]} and not {new}" for name, new in sorted(other.items()))
         yield (
             f"it runs {told}, which was uploaded: run `upgrade` with that bundle first, or `preflight --bundle FILE` "
-            "with the one of before"
+            "with the previous one"
         )
 
 

@@ -130,7 +130,7 @@ def of_these_members(cluster: Cluster, _: Host) -> Iterator[str]:
         names = ", ".join(sorted(left))
         yield (
             f"{names} has left the registry, and others in the file are its members; "
-            f"run `leave {min(left)}` with the present file"
+            f"run `leave {min(left)}` with the current file"
         )
 
 

@@ -118,7 +118,7 @@ def _carry_out(one: Collection, reporter: Reporter, *, dry_run: bool) -> None:
                 run(workflows.reopen(one), cluster, reporter)
             except Error as error:
                 reporter.note(
-                    f"{error}; pushes open by themselves within {one.seconds / 60:.0f} minutes", level="warning"
+                    f"{error}; pushes reopen automatically within {one.seconds / 60:.0f} minutes", level="warning"
                 )
         raise
 

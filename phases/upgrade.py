@@ -76,7 +76,7 @@ CHECKS = (
     Check("Versions", compatible, on=leader, mandatory=True),
     Check("NodesHealthy", installed, on=leader),
 )
-VERSIONS = Phase("versions", "Check that the wanted versions may run beside those that run now", checks=CHECKS)
+VERSIONS = Phase("versions", "Check that the new versions can run beside the installed ones", checks=CHECKS)
 
 
 def one_by_one(hosts: Sequence[Host], phases: Workflow) -> Workflow:
@@ -91,7 +91,7 @@ def _node_phase(name: str, phases: Workflow) -> Phase:
         f"Upgrade {name}",
         phases=(
             Phase("ready", "Wait until the other nodes are healthy", _ready, on=on),
-            Phase("vip-leaves", "Move the virtual IP to a node that is done, if it would move anyway", _leave, on=on),
+            Phase("vip-leaves", "Move the virtual IP to an upgraded node, if it would move anyway", _leave, on=on),
             *(_restricted(phase, name) for phase in phases),
             Phase("healthy", f"Wait until {name} is healthy again", _healthy, on=on),
         ),

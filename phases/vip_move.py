@@ -117,10 +117,10 @@ def choose(standing: Standing, nodes: Sequence[str], holder: str, wanted: str | 
 def require_name(nodes: Sequence[str], wanted: str | None) -> None:
     """*wanted* is one of several *nodes*. Raises ConfigError; contacts nothing."""
     if wanted is not None and wanted not in nodes:
-        raise ConfigError(f"no node is called {wanted}", hint=f"choose one of: {', '.join(nodes)}", code="NodeUnknown")
+        raise ConfigError(f"there is no node {wanted}", hint=f"choose one of: {', '.join(nodes)}", code="NodeUnknown")
     if len(nodes) < 2:
         raise ConfigError(
-            "there is only one node, so the virtual IP has nowhere to go", code="OneNode",
+            "there is only one node, so the virtual IP cannot move", code="OneNode",
             hint="stop the node when no client needs the registry",
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ def _plan(cluster: Cluster, standing: Standing, wanted: str | None, *, degraded:
     nodes = [node.name for node in cluster.spec.nodes]
     if len(standing.holders) != 1:
         raise Error(
-            f"{', '.join(standing.holders) or 'no node that answers'} holds the virtual IP", code="VipUnclear",
+            f"{', '.join(standing.holders) or 'no reachable node'} holds the virtual IP", code="VipUnclear",
             hint="wait until `kubeadm-registry status` names one holder",
         )  # fmt: skip
     [holder] = standing.holders
@@ -162,7 +162,7 @@ def _plan(cluster: Cluster, standing: Standing, wanted: str | None, *, degraded:
     if obstacles:
         raise Error(
             f"no node may be lost now: {'; '.join(obstacles)}", code="NotRedundant",
-            hint="wait until `kubeadm-registry status` exits with 0, or pass --degraded to move it nevertheless",
+            hint="wait until `kubeadm-registry status` exits with 0, or pass --degraded to move it anyway",
         )  # fmt: skip
     return Move(cluster, holder, target)
 
@@ -347,7 +347,7 @@ class _Asked:
             move.before_asking()
             move.begun = time.monotonic()
         handover.ask(host, move.target, round(move.drain_seconds + ARRIVAL))
-        waiting = Wait("its agent has read what it is asked for", self.diff, timeout=HEARD)
+        waiting = Wait("its agent has read the request", self.diff, timeout=HEARD)
         waiting.apply(host)
 
 

@@ -282,7 +282,7 @@ def _require(place: Place, values: Values) -> str:
     run = _run(values)
     if place.host.read(RUN) != run.encode():
         raise Error(
-            "another run has closed pushes there since, to free space", host=place.host.name, code="CollectionBusy",
+            "another run has since closed pushes there to free space", host=place.host.name, code="CollectionBusy",
             hint="wait until that has ended, then run it again",
         )  # fmt: skip
     return run
@@ -331,8 +331,9 @@ def _sweep(place: Place, values: Values) -> Values:
     left = pushes.look(place.host).closed_for - ahead - RESTARTS
     if left < 10:
         raise Error(
-            "pushes open before all could be deleted", host=place.host.name, code="CollectionLate", hint="run it again"
-        )
+            "pushes would reopen before everything is deleted", host=place.host.name, code="CollectionLate",
+            hint="run it again",
+        )  # fmt: skip
     gone = [going[key] for key in _deleted(place, going, left)]
     return {"blobs": len(gone), "bytes": sum(found[digest] for digest in gone), "kept": len(stays)}
 
@@ -470,6 +471,6 @@ def _texts(values: Values, key: str) -> frozenset[str]:
 def invalid(key: str) -> ConfigError:
     """That a question has no value for *key*, or a wrong one."""
     return ConfigError(
-        f"{key} is missing, or no value for it", code="QuestionInvalid",
+        f"{key} is missing or not valid", code="QuestionInvalid",
         hint="run `kubeadm-registry operator install` and `init` with the same release",
     )  # fmt: skip

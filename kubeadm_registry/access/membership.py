@@ -52,12 +52,12 @@ def wanted(config: RegistryCluster, request: Request) -> RegistryCluster:
         raise ConfigError(
             f"spec.nodes: {len(nodes)} nodes would be left, and a registry has 3, 4 or 5 (or 1, for testing)",
             code="TooFewNodes",
-            hint="add another node to the file and `join` it before, or `replace` this one by another",
+            hint="add another node to the file and `join` it first, or `replace` this one by another",
         )  # fmt: skip
     if len(nodes) == 1 and request.leaves and request.joins not in ("", request.leaves):
         raise ConfigError(
-            f"spec.nodes: {request.joins} would be the only node, and could copy the images from none: the one node of "
-            "a registry cannot be replaced", code="OneNode",
+            f"spec.nodes: {request.joins} would be the only node, with no node to copy the images from: the only "
+            "node of a registry cannot be replaced", code="OneNode",
             hint=f"install a new registry on {request.joins} with `init`, and fill it with `seed` and `skopeo copy`",
         )  # fmt: skip
     return config.with_spec(nodes=nodes)
@@ -122,7 +122,7 @@ def _require_moved(cluster: Cluster, change: MembersChange, node: Node, prompts:
         if not same:
             raise Error(
                 f"the machine at {node.address} still runs, and does not have the address {here.address}: these are "
-                f"two machines, and both would be {node.name}", host=node.name, code="NodeAlive",
+                f"two machines, and both would be named {node.name}", host=node.name, code="NodeAlive",
                 hint="switch the old one off and run the same command again; or give the new one another name, and "
                 f"run `replace {node.name} NAME`, which copies from the old one as well",
             )  # fmt: skip
@@ -136,8 +136,8 @@ def _require_unheard(cluster: Cluster, node: Node, error: ConnectionFailed) -> N
     for report in side_by_side(health.report, stayers(cluster)):
         if hears(report, node):
             raise Error(
-                f"{error.message}, but it runs: the agent of {report.node} hears it", host=node.name, code="NodeAlive",
-                hint=f"repair SSH to {node.name}, or switch it off; then run the same command again",
+                f"{error.message}, but it is running: the agent of {report.node} hears it", host=node.name,
+                code="NodeAlive", hint=f"repair SSH to {node.name}, or switch it off; then run the same command again",
             ) from error  # fmt: skip
 
 
@@ -162,8 +162,8 @@ def planned(cluster: Cluster, config: RegistryCluster, request: Request) -> tupl
     change = replace(_change(config, request, before, members, begun), former=tuple(at for _, at in before.left))
     if change.arriving and len(nodes) == 1:
         raise Error(
-            f"spec.nodes: {change.arriving[0]} is the only node of the registry: no other one has the images while its "
-            "address changes", code="OneNode",
+            f"spec.nodes: {change.arriving[0]} is the only node of the registry: no other node has the images while "
+            "its address changes", code="OneNode",
             hint="run `reset` with the old address in the file (the images stay on it), then `init` with the new one",
         )  # fmt: skip
     _majorities(members, cluster.hosts)
@@ -230,8 +230,8 @@ def _change(config: RegistryCluster, request: Request, before: Members, after: M
         come, go = sorted(set(arriving) - asked[0]), sorted(set(gone) - asked[1])
         words = " and ".join([f"adds {', '.join(come)}"] * bool(come) + [f"omits {', '.join(go)}"] * bool(go))
         raise Error(
-            f"spec.nodes: the registry consists of {', '.join(sorted(old))}, and the file {words} besides what "
-            f"`{request.words}` is about", code="MembersDiffer",
+            f"spec.nodes: the registry consists of {', '.join(sorted(old))}, and the file {words}, which "
+            f"`{request.words}` does not cover", code="MembersDiffer",
             hint="change one node at a time: list the others in the file as they are",
         )  # fmt: skip
     if request.leaves and request.leaves not in gone and request.leaves not in after.nodes:
@@ -254,7 +254,7 @@ def _majorities(members: Members, hosts: tuple[Host, ...]) -> None:
     for names, which in ((tuple(members.nodes), "new"), (members.before, "present")):
         if names and outvoted(names, present):
             raise Error(
-                f"not more than half of the {which} members ({', '.join(sorted(names))}) take part",
+                f"no more than half of the {which} members ({', '.join(sorted(names))}) take part",
                 hint="bring the nodes back that are down, then run the command again; if they are lost for good, run "
                 '`recover` (docs/recovery.md, "Two nodes are lost")', code="NoMajority",
             )  # fmt: skip

@@ -77,7 +77,7 @@ def expect_all(silent: Mapping[str, str]) -> None:
     """What no node has is lost only if none is *silent*. Raises Error (StorageUnreadable)."""
     if silent:
         told = "; ".join(f"{name}: {why}" for name, why in silent.items())
-        raise Error(f"the blocks on some nodes cannot be looked for: {told}", code="StorageUnreadable",
+        raise Error(f"cannot check which blocks some nodes have: {told}", code="StorageUnreadable",
                     hint="see `kubeadm-registry status`, then run the command again")  # fmt: skip
 
 

@@ -47,8 +47,8 @@ def planned(cluster: Cluster) -> Cluster:
     left = _left(cluster)
     if not (left and cluster.vault.made):
         raise Error(
-            "none of the nodes has anything of a registry", code="NothingLeft",
-            hint="list a node that is left in the cluster file; if all are lost, run `restore` with a backup",
+            "no node in the cluster file has data of a registry", code="NothingLeft",
+            hint="list a remaining node in the cluster file; if all are lost, run `restore` with a backup",
         )  # fmt: skip
     before = membership.present(cluster)
     nodes = {node.name: node.address for node in cluster.spec.nodes}
@@ -64,8 +64,8 @@ def planned(cluster: Cluster) -> Cluster:
     majority = not any(listed and outvoted(listed, names) for listed in (tuple(before.nodes), before.before))
     if majority and nodes != dict(before.nodes):
         raise Error(
-            f"more than half of the members ({', '.join(sorted(old))}) are left", code="MajorityLeft",
-            hint="run `join`, `leave` or `replace`, which lose nothing; if two of five are lost, list bare nodes with "
+            f"more than half of the members ({', '.join(sorted(old))}) remain", code="MajorityLeft",
+            hint="run `join`, `leave` or `replace`, which lose no data; if two of five are lost, list bare nodes with "
             "their names and addresses in the cluster file",
         )  # fmt: skip
     # Until the agents that are left have the new list, they count on those whom the nodes must keep out.
@@ -146,7 +146,7 @@ def _alive(node: Node, change: MembersChange, why: str) -> Error:
     )
     if node.address in change.former:  # the nodes that are left have a list without it, and the storage may have moved
         hint = (
-            "an earlier run has begun to go on without it, and the others keep it out: switch it off and run the "
+            "an earlier run has begun to continue without it, and the others keep it out: switch it off and run the "
             "command again; what it alone has cannot come back"
         )
     return Error(f"{node.name} ({node.address}) still responds: {why}", code="NodeAlive", hint=hint)

@@ -174,7 +174,7 @@ def _recipient(key: str, where: str) -> Recipient:
         # A file given by mistake may be that of the passphrase.
         what = "a private key" if private else shown(key) if where == _GIVEN else "this"
         raise ConfigError(
-            f"{where}: {what} is not a public key that age encrypts for", code="RecipientInvalid",
+            f"{where}: {what} is not a public key that age can encrypt for", code="RecipientInvalid",
             hint="pass the public key: age1..., ssh-ed25519 AAAA... or ssh-rsa AAAA... (2048 to 4096 bits); ECDSA and "
             "security keys of SSH only sign",
         ) from error  # fmt: skip
@@ -202,6 +202,6 @@ def _locked(message: str, hint: str) -> BackupError:
 
 def _no_identity(path: Path, why: str) -> ConfigError:
     return ConfigError(
-        f"{path} is not a private key that age decrypts with: {why}", code="IdentityInvalid",
+        f"{path} is not a private key that age can decrypt with: {why}", code="IdentityInvalid",
         hint="pass a file with AGE-SECRET-KEY-1... lines, or a private SSH key (ed25519 or rsa)",
     )  # fmt: skip

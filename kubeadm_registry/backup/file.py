@@ -187,7 +187,7 @@ def write(path: Path, contents: Contents, lock: PublicKeys | Passphrase | None, 
     whole = pack({**members, index.content: held})
     if len(whole) > _LARGEST:
         raise BackupError(
-            f"the backup has {len(whole) // 2**20} MiB, more than the {_LARGEST // 2**20} MiB that can be read again",
+            f"the backup has {len(whole) // 2**20} MiB, more than the {_LARGEST // 2**20} MiB that can be restored",
             hint="make it with --no-images", code="BackupTooLarge",
         )  # fmt: skip
     with temporary.file(target.parent, target.name) as file:

@@ -51,7 +51,7 @@ def require_same(config: RegistryCluster, contents: Contents, where: str) -> Non
     if name != config.metadata.name:
         text = f"is {config.metadata.name}, and the CA in {where} is that of {name}"
         raise ConfigError(
-            "this cluster file is not one of the registry that was backed up",
+            "this cluster file is not that of the registry that was backed up",
             problems=[ConfigProblem(NAME.path, text)], code="BackupOfAnother",
             hint="use the name in the backup, or another backup",
         )  # fmt: skip

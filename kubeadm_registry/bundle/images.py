@@ -159,7 +159,7 @@ def require_lowercase(name: str) -> None:
     """
     host, _, _ = name.partition("/")
     if host != host.lower():
-        raise refused(f"{name}: the host has uppercase letters, which no repository may have",
+        raise refused(f"{name}: the host has uppercase letters, which are not allowed in a repository name",
                       hint=f"use {host.lower()}, also where the image is used")  # fmt: skip
 
 

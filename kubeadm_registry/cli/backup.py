@@ -118,7 +118,7 @@ def _lock(
     """How *file* is encrypted, as the options say; by a passphrase of this terminal if there are none."""
     if (passphrase_file is not None) + bool(recipients or lists) + unencrypted > 1:
         raise ConfigError(
-            "a passphrase, public keys and --no-encryption exclude each other", hint="pass one of them",
+            "a passphrase, public keys and --no-encryption are mutually exclusive", hint="pass one of them",
             code="UsageInvalid",
         )  # fmt: skip
     if unencrypted:
@@ -133,7 +133,7 @@ def _lock(
             hint="pass --passphrase-file FILE, or --recipient KEY", code="UsageInvalid",
         )  # fmt: skip
     text = terminal.hidden(f"Passphrase for {file}: ")
-    if not text or terminal.hidden("The same passphrase again: ") != text:
+    if not text or terminal.hidden("Repeat the passphrase: ") != text:
         why = "they differ" if text else "it is empty, or not UTF-8 text"
         raise ConfigError(f"no passphrase: {why}", hint="run the command again", code="PassphraseInvalid")
     return Passphrase(text)
@@ -144,7 +144,7 @@ def key_for(
 ) -> Passphrase | Identities | None:
     """The key to *backup* that the options name, or this terminal; None also if neither does."""
     if identities and passphrase_file is not None:
-        raise ConfigError("--identity and --passphrase-file exclude each other", code="UsageInvalid",
+        raise ConfigError("--identity and --passphrase-file are mutually exclusive", code="UsageInvalid",
                           hint="pass the one that the backup was encrypted for")  # fmt: skip
     if identities:
         return Identities(identities, terminal.prompts().passphrase)

@@ -136,7 +136,7 @@ def create(
     if lacking := [name for name in make.told_of(paths) if name not in made.images]:
         reporter.note(
             f"not included, but named in arguments or variables of containers: {', '.join(lacking)}; add with --image "
-            "those that a controller makes pods of",
+            "those from which a controller creates pods",
             level="warning",
         )
     held = ", ".join(

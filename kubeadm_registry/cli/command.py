@@ -192,7 +192,7 @@ def _exit_on_error(context: Context, work: Callable[[], None]) -> None:
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing is left to say to it.
         let_go_of_output()
-        context.end_log(Error("nobody reads standard output any more", code="OutputClosed"))
+        context.end_log(Error("standard output was closed before the command was done", code="OutputClosed"))
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         told, code = meaning(error)

@@ -227,7 +227,8 @@ def delete(
             click.confirm(f"Delete {'this' if len(planned) == 1 else f'these {len(planned)}'}?", abort=True, err=True)
             if deleting.plan(connect, places, all_tags=all_tags) != planned:
                 raise Error(
-                    "nothing was deleted: something was pushed or deleted before the answer, and more or less would go",
+                    "nothing was deleted: images were pushed or deleted before you answered, so other images would be "
+                    "deleted now",
                     code="ImageChanged", hint="run it again",
                 )  # fmt: skip
         members = as_root(cluster, connect)
@@ -236,7 +237,9 @@ def delete(
         if found:
             freed = one_by_one(members, connect, found, seconds)
     if freed.relied:
-        reporter.note(f"{counted(freed.relied, 'blob')} stay for now, since a push relied on them lately: see --grace")
+        reporter.note(
+            f"{counted(freed.relied, 'blob')} stay for now, because a push relied on them recently; see --grace"
+        )
     count = len(planned) if dry_run else len(gone)
     reporter.result(
         f"{'would delete' if dry_run else 'deleted'} {counted(count, 'name')}"

@@ -43,7 +43,7 @@ def _run(
 ) -> None:  # fmt: skip
     words = click.get_current_context().params
     if "" in (words.get("node"), words.get("old"), words.get("new")):  # `replace OLD ""` must not mean `leave OLD`
-        raise ConfigError("the name of a node is empty", hint="check the variable that it is from", code="NodeUnknown")
+        raise ConfigError("the node name is empty", hint="check the variable that it comes from", code="NodeUnknown")
     cluster_file = config.load(path)
     membership.wanted(cluster_file, request)
     require_checks(CHANGE_MEMBERS, names(ignore))

@@ -88,7 +88,7 @@ def _require_current(read: Callable[[], Vault], vault: Vault, spec: Spec, report
 
     They have no lock in common with `certs renew --ca` and `credentials rotate`, which may have been there before.
     """
-    what = "another run has replaced the CA or the password of pull meanwhile"
+    what = "another run has replaced the CA or the pull password in the meantime"
     try:
         now = settings(spec, session.installed_secrets(read()))
     except ConnectionFailed as error:

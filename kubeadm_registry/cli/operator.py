@@ -101,7 +101,7 @@ def install(
     Exits with code 5 if a node is unreachable; run it again when the node is back.
     """
     if plan_only and replaces:
-        raise ConfigError("--plan-only and --replace-nodes exclude each other", hint="pass one of them",
+        raise ConfigError("--plan-only and --replace-nodes are mutually exclusive", hint="pass one of them",
                           code="UsageInvalid")  # fmt: skip
     reporter = context.reporter()
     api, cluster_file = api_of(kubeconfig), config.load(path)
@@ -148,8 +148,9 @@ def _warn_of_another(cluster: Cluster, ours: installing.HelperKey, reporter: Rep
     there = agreed(cluster, helper.KEYS)
     if there is not None and ours.public.encode() not in there:
         reporter.note(
-            "the nodes have the key of another operator, of another cluster or of this one before; it can ask them "
-            "nothing after this. Several operators need the same key (docs/operator.md, \"The plan\")", level="warning",
+            "the nodes have the key of another operator, of another cluster or an earlier one of this cluster; it can "
+            "no longer send them requests after this. Several operators need the same key (docs/operator.md, "
+            "\"The plan\")", level="warning",
         )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def clients(nodes: Path | None, spec: Spec, *, no_clients: bool, what: str) -> t
     if (nodes is not None) is no_clients:
         raise ConfigError(
             f"{what} needs either --nodes FILE or --no-clients", code="UsageInvalid",
-            hint="list every client node: one that is not told cannot pull afterwards",
+            hint="list every client node: one that is not listed cannot pull afterwards",
         )  # fmt: skip
     if nodes is None:
         return ()

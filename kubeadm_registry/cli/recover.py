@@ -57,7 +57,7 @@ from kubeadm_registry.upkeep.signed import REPOSITORY
 @key_option
 @click.option(
     "--images-from", "lists", metavar="FILE", multiple=True, type=click.Path(path_type=Path),
-    help="Images that must be there: a list with one name per line, or Kubernetes manifests. May be repeated.",
+    help="Images that must be present: a list with one name per line, or Kubernetes manifests. May be repeated.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Discard data that only the lost nodes held, without a prompt.")
 @dry_run_option
@@ -170,8 +170,8 @@ def _pause_retention(cluster: Cluster, examined: Examined, reporter: Reporter) -
         reporter.note(f"retention cannot be paused: {error.message}", level="warning")
         return
     reporter.note(
-        "retention is paused, for its records may be out of date, and no plan is approved any more: check pins, then "
-        "run `retention resume`"
+        "retention is paused, because its records may be out of date, and no plan is approved any longer: check "
+        "pins, then run `retention resume`"
     )
 
 

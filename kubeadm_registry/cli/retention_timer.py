@@ -49,7 +49,7 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
     rules = policy.parse(text, str(policy_file))
     if "kubeadm" in rules.spec.sets:
         raise ConfigError(
-            f"{policy_file}: the timer cannot work by it",
+            f"{policy_file}: it is not valid for the timer",
             problems=[ConfigProblem("spec.sets", "the timer does not know the images of the set kubeadm")],
             hint="write `sets: [bundle]`, or `sets: []` if no bundle was seeded",
         )

@@ -112,7 +112,7 @@ def status(
     cluster_file = config.load(path)
     if interval is not None:
         if images:
-            raise ConfigError("--watch and --images exclude each other", code="UsageInvalid",
+            raise ConfigError("--watch and --images are mutually exclusive", code="UsageInvalid",
                               hint="run status --images without --watch: it is too expensive to repeat")  # fmt: skip
         sys.exit(_watch(cluster_file, context, _seconds(interval)))
     if bundle is not None and not images:

@@ -69,7 +69,7 @@ def move(
         for name, why in cluster.absent.items() if not degraded else ():
             raise ConnectionFailed(
                 f"{why}; no other node may be lost now", host=name, code=UNREACHABLE,
-                hint="try again when it is back, or pass --degraded to move the virtual IP nevertheless",
+                hint="try again when it is back, or pass --degraded to move the virtual IP anyway",
             )  # fmt: skip
         planned = vip_move.plan(cluster, node, degraded=degraded, note=reporter.note)
         done = moves.move(planned, reporter, dry_run=dry_run, wait=wait)

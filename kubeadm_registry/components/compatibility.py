@@ -63,13 +63,13 @@ RULES: Mapping[str, Rule] = {
     # "protocols and data structures remained the same": the first nonzero number stays (Garage's book, "Upgrading").
     "garage": Rule(
         1,
-        "a major version of Garage has another protocol and other data structures",
+        "another major version of Garage has a different protocol and different data structures",
         f"follow Garage's migration guide, which stops all nodes at the same time, or {_NEW_CLUSTER}",
     ),
     # In the bucket there are OCI layouts alone: extensions, deduplication and their databases are off.
-    "zot": Rule(1, "a major version of zot may store images otherwise", _NEW_CLUSTER),
+    "zot": Rule(1, "another major version of zot may store images differently", _NEW_CLUSTER),
     # Each node may write, and uploads leave state of the process in the bucket.
-    "distribution": Rule(2, "another series of Distribution may store uploads otherwise", _NEW_CLUSTER),
+    "distribution": Rule(2, "another series of Distribution may store uploads differently", _NEW_CLUSTER),
     # It keeps no data, and speaks HTTP/1.1 with the others.
     "haproxy": Rule(0, "", ""),
     # They exchange VRRP version 3, RFC 5798.

@@ -87,8 +87,8 @@ def mark(cluster: Cluster, host: Host, *, seconds: float) -> Marked:
         )  # fmt: skip
     if otherwise := next((found for line in lines if (found := _OTHERWISE.fullmatch(line))), None):
         raise Error(
-            f"an image in {otherwise[1]} needs a blob by {otherwise[2][:19]}..., which registry garbage-collect takes "
-            "for unused: nothing was deleted",
+            f"an image in {otherwise[1]} needs a blob by {otherwise[2][:19]}..., which registry garbage-collect "
+            "considers unused: nothing was deleted",
             host=host.name, code="CollectionFailed", hint="push that image with sha256 digests, and delete this one",
         )  # fmt: skip
     return Marked(

@@ -76,7 +76,7 @@ class Settings:
 def _text(values: Mapping[str, Any], key: str, above: str = "") -> str:
     value = values.get(key)
     if not (isinstance(value, str) and value):
-        raise Damaged(f"its key {above}{key} is not a text")
+        raise Damaged(f"its key {above}{key} is not text")
     return value
 
 

@@ -59,7 +59,7 @@ class Cleared:
             raise CommandFailed(found, host=host.name)
         if not found.text or self._counts(host):
             return None
-        return f"{', '.join(self.directories)}: emptied, for {host.name} has no role in the storage"
+        return f"{', '.join(self.directories)}: emptied, because {host.name} has no role in the storage"
 
     def apply(self, host: Host) -> None:
         """Stop the storage, and remove it."""
@@ -270,8 +270,9 @@ class CopiesMade:
                 raise Error(
                     f"the storage has made no progress for {STALLED / 60:.0f} minutes: {words}", host=host.name,
                     hint="see the storage's log on the nodes (journalctl -u kubeadm-registry-garage); if blocks are "
-                    "left that no node can read, `images check` names their images: `images delete` these, and push "
-                    "them again; then run the same command again: it goes on from here", code="CopiesStalled",
+                    "left that no node can read, `images check` names their images: delete these with "
+                    "`images delete` and push them again; then run the same command again, which resumes here",
+                    code="CopiesStalled",
                 )  # fmt: skip
             with suppress(NotYetKnown, CommandTimeout):  # a busy storage is asked again, as above
                 self._skip_dead(host)

@@ -71,7 +71,7 @@ def report(host: Host) -> Report:
         return Report(host.name, None, "its agent reports no state")
     moment = float(state["time"])
     if abs(now - moment) >= STALE_AFTER:  # either way: a clock may have been set back
-        return Report(host.name, None, f"its agent reported last {now - moment:.0f} s ago")
+        return Report(host.name, None, f"its agent last reported {now - moment:.0f} s ago")
     if moment < started + SETTLED:
         return Report(host.name, None, "its services have just been started; waiting for a later report of its agent")
     return Report(host.name, state, runs=moment - started)
@@ -154,7 +154,7 @@ def uncompared(found: Sequence[Report]) -> list[str]:
         if one.state is None:
             told.append(f"{one.node}: {one.trouble}")
         elif left is None:
-            told.append(f"{one.node}: its storage has not told yet which tables it has to compare")
+            told.append(f"{one.node}: its storage has not reported yet which tables it has to compare")
         elif tables or one.runs < COMPARED:
             told.append(f"{one.node}: its storage compares tables, {counted(tables, 'part')} left")
     return told

@@ -159,6 +159,6 @@ class Authorized:
         if len(entry) < 6:
             raise Error(
                 f"there is no user {self.user}", host=host.name, code="UserUnknown",
-                hint="set spec.ssh.user to the user by whom you log in to the nodes",
+                hint="set spec.ssh.user to the user that you log in to the nodes as",
             )  # fmt: skip
         return f"{entry[5]}/.ssh/authorized_keys", host.query("id", "-gn", "--", self.user).text

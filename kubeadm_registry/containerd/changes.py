@@ -247,8 +247,8 @@ class HostsFiles:
             name = path.split("/")[-2]
             if not _is_untouched(file) and (name in ours or hosts_toml.DEFAULT in self.files):
                 yield (
-                    f"{path} is kept, but no longer applies, for {self.directory} comes first in config_path; to use "
-                    f"it, move it to {self.directory}/{name} and run the command again"
+                    f"{path} is kept, but no longer applies, because {self.directory} comes first in config_path; to "
+                    f"use it, move it to {self.directory}/{name} and run the command again"
                 )
 
 

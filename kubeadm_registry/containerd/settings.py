@@ -343,7 +343,7 @@ def _ignored(layers: Sequence[Layer], containerd: Version) -> Iterator[Refused]:
                 )
             else:
                 yield Refused(
-                    f"{said}, for {latest.path} says version = {latest.version}",
+                    f"{said}, because {latest.path} has version = {latest.version}",
                     hint="convert all containerd configuration files to one version, then restart containerd",
                 )
 

@@ -45,7 +45,7 @@ def _rancher(settings: ContainerdSettings, password: str, product: str) -> str:
         config[at]["auth"] = {"username": USER, "password": password}
     comments = [
         f"/etc/rancher/{product}/registries.yaml; restart {product} afterwards.",
-        f"The CA certificate, as `kubeadm-registry ca` prints it, belongs into {ca}.",
+        f"The CA certificate, as `kubeadm-registry ca` prints it, belongs in {ca}.",
         f"Start {product} with --disable-default-registry-endpoint if nothing may be pulled from the internet.",
         *_cannot(settings.mirrors, f"the rewrites of {product}"),
     ]
@@ -76,8 +76,8 @@ def crio(settings: ContainerdSettings, password: str) -> str:
     at = _endpoint(settings)
     lines = [
         "/etc/containers/registries.conf.d/50-kubeadm-registry.conf; run `systemctl reload crio` afterwards.",
-        f"The CA certificate, as `kubeadm-registry ca` prints it, belongs into /etc/containers/certs.d/{at}/ca.crt.",
-        *([f"CRI-O needs the login of {USER} for {at} in its global_auth_file."] if password else []),
+        f"The CA certificate, as `kubeadm-registry ca` prints it, belongs in /etc/containers/certs.d/{at}/ca.crt.",
+        *([f"CRI-O needs the credentials of {USER} for {at} in its global_auth_file."] if password else []),
         *_cannot(settings.mirrors, "registries.conf"),
     ]
     tables = [
@@ -107,7 +107,7 @@ def _named(mirrors: Iterable[str]) -> list[str]:
 def _cannot(mirrors: Iterable[str], what: str) -> list[str]:
     if EVERY_REGISTRY not in mirrors:
         return []
-    return [f'"{EVERY_REGISTRY}" is left out, which {what} cannot say: name the registries in spec.mirrors.']
+    return [f'"{EVERY_REGISTRY}" is omitted, which {what} cannot express: list the registries in spec.mirrors.']
 
 
 def _commented(lines: Iterable[str]) -> str:

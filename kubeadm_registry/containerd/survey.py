@@ -353,7 +353,7 @@ def fixed(host: Host, configuration: Configuration, paths: Sequence[str]) -> Ite
     found = host.query("sh", "-c", _FIXED, "fixed", *real).text.splitlines() if real else []
     for path in found:
         yield Refused(
-            f"{path} must be changed, and its file system is read-only, or it is immutable", host=host.name,
+            f"{path} must be changed, but its file system is read-only, or it is immutable", host=host.name,
             hint=f"copy it to {CONFIG} and have {UNIT} start containerd with `--config {CONFIG}` "
             f"(`systemctl edit {UNIT}`), or make it writable",
         )  # fmt: skip

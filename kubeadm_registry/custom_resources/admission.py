@@ -113,7 +113,7 @@ def _data() -> Iterator[dict[str, Any]]:
                 ),
                 _refusal(
                     f"{unchanged}object.spec.frontend.type == oldObject.spec.frontend.type",
-                    "'the images of ' + oldObject.spec.frontend.type + ' do not come along to ' + "
+                    "'the images of ' + oldObject.spec.frontend.type + ' are not carried over to ' + "
                     f"object.spec.frontend.type + ', and no image can be pulled until `seed` has run{then}",
                 ),
             ],

@@ -352,6 +352,6 @@ def _wait(what: str, is_so: Callable[[], bool], end: float) -> None:
         if time.monotonic() > end:
             raise CommandTimeout(
                 f"timed out waiting for {what}",
-                hint=f"look at its pods: kubectl --namespace {NAMESPACE} describe pods; then run it again",
+                hint=f"inspect its pods: kubectl --namespace {NAMESPACE} describe pods; then run it again",
             )
         time.sleep(_EVERY)

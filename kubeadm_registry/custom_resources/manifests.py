@@ -31,7 +31,7 @@ def manifests(cluster: RegistryCluster | None = None, *, image: str = "") -> dic
     return {
         "crds.yaml": _text("The custom resources of kubeadm-registry.", [each.as_object() for each in DEFINITIONS]),
         "admission.yaml": _text(
-            "What the API server refuses besides: docs/operator.md lists what this stops and what it cannot stop.",
+            "What else the API server refuses: docs/operator.md lists what this stops and what it cannot stop.",
             guard(),
         ),
         "operator.yaml": _text(

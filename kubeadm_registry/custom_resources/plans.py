@@ -133,6 +133,6 @@ class PolicyStatus(Model):
     conditions: Conditions | None = None
     """Accepted: whether the operator works by this policy. RetentionHealthy: whether there is a plan, or why not.
     ImagePathsMatch: whether spec.imagePaths finds images. RulesMatch: whether each rule decides for a repository.
-    PullsKnown: whether all nodes say what was pulled, without which pulledWithin keeps everything."""
+    PullsKnown: whether all nodes report what was pulled, without which pulledWithin keeps everything."""
     plan: Digest | None = None
     """The newest plan, in the RegistryRetentionPlan of the same name."""

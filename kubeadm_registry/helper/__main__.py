@@ -63,7 +63,7 @@ def main(source: BinaryIO, sink: BinaryIO) -> int:
     """Answer the question in *source* to *sink*; the exit status."""
     content = source.read(questions.MOST + 1)
     if len(content) > questions.MOST:
-        said = questions.failure(ConfigError("the question is too long", code="QuestionInvalid", hint=_HINT))
+        said = questions.failure(ConfigError("the request is too long", code="QuestionInvalid", hint=_HINT))
     else:
         with contextlib.closing(Local(socket.gethostname())) as here:
             said = answered(content, OnHost(Host(socket.gethostname(), "", here)))

@@ -110,7 +110,7 @@ def require_same_settings(cluster: Cluster) -> None:
     for name, file in files.items():
         if file != _apart(cluster.config):
             raise Error(
-                f"{name} was given another cluster file than this node", host=name, code="SettingsDiffer",
+                f"{name} has a different cluster file from this node", host=name, code="SettingsDiffer",
                 hint="run `kubeadm-registry init`, which gives all nodes the same",
             )  # fmt: skip
 

@@ -83,7 +83,7 @@ def _node(described: object) -> Node:
 def _require_fitting(host: Host, listed: Members | None, old: str, new: Node) -> None:
     """The members are such that *new* may take the place of *old*, or are becoming so. Raises Error."""
     if listed is None:
-        raise Error("it has no list of members", host=host.name, code="NotInstalled", hint="run init first")
+        raise Error("this node has no list of members", host=host.name, code="NotInstalled", hint="run init first")
     if old not in {*listed.nodes, *listed.before, *listed.former}:
         raise Error(
             f"{old} is not a member of the registry, which consists of {', '.join(sorted(listed.nodes))}",

@@ -78,7 +78,7 @@ def requested(host: Host, step: str) -> tuple[str, Mapping[str, Any]]:
         request = helper.REQUEST.parse(host.read(path) or b"").values
         return request["ticket"], request["values"]
     except (Damaged, KeyError) as error:
-        raise Error(f"{path}: {error}", host=host.name, code="RequestDamaged", hint="ask for the step again") from error
+        raise Error(f"{path}: {error}", host=host.name, code="RequestDamaged", hint="request the step again") from error
 
 
 def main(step: str) -> int:

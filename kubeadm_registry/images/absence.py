@@ -20,8 +20,8 @@ def out_of_reach(what: str, remedy: str, *, unknown: str = "", code: str = NOT_W
     """
     so = f", so it is not known {unknown}" if unknown else ""
     return RegistryError(
-        f"{what} is listed and cannot be read{so}", code=code, temporary=True,
-        hint=f"see `kubeadm-registry status`; if the registry is whole, {remedy}",
+        f"{what} is listed but cannot be read{so}", code=code, temporary=True,
+        hint=f"see `kubeadm-registry status`; if the registry is healthy, {remedy}",
     )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def expect_canary(registry: Api) -> None:
     """Raise RegistryError, a temporary one, unless the canary image can be read: then anything may be out of reach."""
     if registry.manifest(canary.REPOSITORY, canary.TAG) is None:
         raise RegistryError(
-            f"{registry.name} does not find the canary image, so what it does not find may only be out of reach",
+            f"{registry.name} does not find the canary image, so what it does not find may merely be unreadable now",
             code=NOT_WHOLE, hint="see `kubeadm-registry status`; `kubeadm-registry verify` pushes that image",
             temporary=True,
         )  # fmt: skip

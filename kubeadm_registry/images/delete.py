@@ -113,7 +113,7 @@ def forget(registry: Api, where: Place) -> bool:
 
 
 def _pushed_again(where: Place) -> RegistryError:
-    return RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if it is to go")
+    return RegistryError(f"{where} was pushed again", code="ImageChanged", hint="delete it again if you still want to")
 
 
 def blobs(connect: Connect, deletions: Sequence[Deletion]) -> dict[Blob, int]:

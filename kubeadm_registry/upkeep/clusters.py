@@ -203,7 +203,7 @@ def _object(api: Api, path: str, kind: type[Found], by: float) -> Found:
         except msgspec.MsgspecError as error:
             why = str(error)
     raise ConnectionFailed(
-        f"{api.server} does not say which cluster it is: GET {path}: {clause(why)}",
+        f"{api.server} does not identify its cluster: GET {path}: {clause(why)}",
         hint="use credentials that may get the namespace kube-system, such as those of kubeadm's admin.conf",
         code=code,
     )

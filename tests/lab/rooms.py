@@ -226,7 +226,7 @@ ROOMS = (
          mend=sh(f"mv /root/saved {secrets.PATH}"),
          says="secrets.json is missing"),
     Room("secrets.json can be read by everyone", sh(f"chmod 644 {secrets.PATH}"), "SecretsExposed", "chmod 600",
-         says="secrets.json is not for root alone"),
+         says="secrets.json is accessible to users other than root"),
     Room("the node has a certificate of another CA", with_certificate(foreign=True), "CertificateWrong",
          "kubeadm-registry init", mend=old_certificate,
          says="it presents a certificate of another CA"),
@@ -274,7 +274,7 @@ ROOMS = (
          sh(f"printf 'closed %s\\nfull 0\\n' $(($(date +%s) + 600)) > {haproxy.PUSHES_MAP}"), "PushesClosed",
          "kubeadm-registry images collect", severity="warning",
          mend=sh(f"printf 'closed 0\\nfull 0\\n' > {haproxy.PUSHES_MAP}"),
-         says="and no run that closed them is there"),
+         says="and the run that closed them is gone"),
     Room("the rules that guard loopback are deleted, and their file as well",
          sh(f"mv {paths.GUARD} /root/saved; nft delete table inet {paths.PREFIX}"), "Unguarded",
          "kubeadm-registry init", mend=sh(f"mv /root/saved {paths.GUARD}; systemctl restart UNIT_guard"),
@@ -319,7 +319,7 @@ ROOMS = (
          mend=sh(f"systemctl stop hung-run; rm -f {paths.LOCK} {paths.LOCK}.who"), severity="warning",
          says="a run has held the lock for 2.0 h"),
     Room("a node was reinstalled", reinstalled, "NodeNotInstalled", "kubeadm-registry init --bundle", on="h3",
-         says="nothing of the registry is installed on this node"),
+         says="the registry is not installed on this node"),
 )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def test_what_a_person_reads_who_deletes_it(adopted: ApiServer) -> None:
     ("path", "value", "words"),
     [
         ("spec.vip.address", "10.0.0.99", "every node pulls from the virtual IP 10.0.0.10"),
-        ("spec.frontend", {"type": "distribution"}, "the images of zot do not come along to distribution"),
+        ("spec.frontend", {"type": "distribution"}, "the images of zot are not carried over to distribution"),
     ],
 )
 def test_what_cuts_clients_off_needs_the_annotation(adopted: ApiServer, path: str, value: object, words: str) -> None:

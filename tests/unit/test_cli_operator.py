@@ -344,7 +344,7 @@ def test_who_only_plans_replaces_no_nodes(tmp_path: Path) -> None:
     (tmp_path / "admin.conf").write_text(KUBECONFIG)
     code, text = run("install", "--kubeconfig", str(tmp_path / "admin.conf"), "--plan-only", "--replace-nodes")
     assert code == 2
-    assert "exclude each other" in text
+    assert "are mutually exclusive" in text
 
 
 def test_only_who_replaces_nodes_may_change_a_spec() -> None:

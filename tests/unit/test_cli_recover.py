@@ -421,7 +421,7 @@ def test_retention_is_paused_for_its_records_may_be_those_of_before(world: World
     assert "retention is paused" not in result.output, "it has never run"
     with connector(world.site.registry)() as registry:
         store.restate(registry, key, lambda one: one.with_approval("sha256:1", NOW))
-        assert "retention is paused, for its records may be out of date" in world().output
+        assert "retention is paused, because its records may be out of date" in world().output
         first = store.read_said(registry, key)
         assert (first.paused, first.why.partition(":")[0]) == (NOW, "recover")
         assert not first.approved, "it may be used up, and the record of that be lost"

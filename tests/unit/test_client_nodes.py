@@ -279,7 +279,7 @@ def test_a_ca_that_is_replaced_meanwhile_is_not_taken_back_unseen(
     told = [event["message"] for event in events if event["event"] == "note"]
     if away:
         assert (code, events[-1]["done"]) == (0, 2)
-        assert len(told) == 1 and "another run has replaced the CA or the password of pull meanwhile" in told[0]
+        assert len(told) == 1 and "another run has replaced the CA or the pull password in the meantime" in told[0]
         return
     assert (code, events[-1]["code"], events[-1]["hint"]) == (1, "SecretsChanged", "run the command again")
     code, events = site.run("apply")
@@ -449,7 +449,7 @@ def test_a_server_may_be_listed_and_one_of_another_registry_is_left_alone(site: 
     before = site.trees()["w-2"]
     code, events = site.run("apply")
     assert (code, list(events[-1]["owed"])) == (5, ["w-2"])
-    assert "it is a server of another registry" in events[-1]["owed"]["w-2"]["reason"]
+    assert "it is a node of another registry" in events[-1]["owed"]["w-2"]["reason"]
     assert site.trees()["w-2"] == before
 
 

@@ -303,7 +303,7 @@ def test_a_run_that_was_asleep_does_nothing_to_a_later_one(world: World) -> None
     assert (caught.value.code, world.story) == ("CollectionBusy", [])
     for host in hosts:
         asleep.member(host).do("open", run=asleep.run)
-        with pytest.raises(Error, match="another run has closed pushes"):
+        with pytest.raises(Error, match="another run has since closed pushes"):
             asleep.member(host).do("restart", run=asleep.run)
     assert all(world.proxies.closed.values())
     run((later.sweep, *workflows.reopen(later)), world.fake.cluster, Recorder())

@@ -61,7 +61,7 @@ def test_registries_conf_never_names_the_internet() -> None:
 @pytest.mark.parametrize("name", ["k3s", "rke2", "cri-o"])
 def test_what_one_of_them_cannot_say_is_told(name: str) -> None:
     text = snippets.FORMATS[name](ALL, "")
-    assert '"*" is left out' in text
+    assert '"*" is omitted' in text
     assert "_upstream" not in text
     assert '"*"' not in snippets.FORMATS[name](SETTINGS, "")
 

@@ -791,7 +791,7 @@ def test_where_the_lists_of_members_contradict_each_other_that_is_said_alone(sai
     listing(said, "cp-2", 2, "10.0.0.13")
     seen = examine(said)
     assert not any(node.differences for node in seen.nodes)
-    assert any("different lists of members" in one.text for node in seen.nodes for one in node.problems)
+    assert any("different member lists" in one.text for node in seen.nodes for one in node.problems)
 
 
 def test_a_node_that_breaks_off_is_not_reachable(said: FakeCluster) -> None:

@@ -41,7 +41,7 @@ def test_a_pause_image_is_a_key_more() -> None:
     found = executor_files.load(WITH_PAUSE)
     assert found == replace(executor_files.load(CONFIG), sandbox_image="10.0.0.10:5000/infra/pause:1")
     assert found.to_json() == WITH_PAUSE.read_bytes()
-    with pytest.raises(Damaged, match="its key sandbox_image is not a text"):
+    with pytest.raises(Damaged, match="its key sandbox_image is not text"):
         Settings.parse(json.dumps({**json.loads(CONFIG.read_text()), "sandbox_image": 1}).encode())
 
 
@@ -55,7 +55,7 @@ def test_keys_of_a_newer_release_are_ignored_and_a_missing_one_is_named() -> Non
             Settings.parse(json.dumps(less).encode())
     for key in REGISTRY:
         part = {name: value for name, value in document["registry"].items() if name != key}
-        with pytest.raises(Damaged, match=f"its key registry.{key} is not a text"):
+        with pytest.raises(Damaged, match=f"its key registry.{key} is not text"):
             Settings.parse(json.dumps({**document, "registry": part}).encode())
 
 

@@ -133,8 +133,8 @@ def test_only_a_fresh_report_counts_and_one_from_after_the_latest_start() -> Non
     sealed = json.dumps(document.sealed(copy.deepcopy(state("a"))))  # type: ignore[arg-type]
     assert told(f"1001.0\n900.5\n---\n{sealed}").state is not None
     assert told(f"1001.0\n---\n{sealed}").state is not None, "no record of a start"
-    assert told(f"1009.0\n900.5\n---\n{sealed}").trouble == "its agent reported last 9 s ago"
-    assert told(f"990.0\n900.5\n---\n{sealed}").trouble == "its agent reported last -10 s ago"
+    assert told(f"1009.0\n900.5\n---\n{sealed}").trouble == "its agent last reported 9 s ago"
+    assert told(f"990.0\n900.5\n---\n{sealed}").trouble == "its agent last reported -10 s ago"
     assert "have just been started" in told(f"1001.0\n998.0\n---\n{sealed}").trouble
     assert told("1001.0\n---\n").trouble == "its agent reports no state"
     assert told("nonsense\n---\n").trouble.startswith("cannot be asked: ")
@@ -163,5 +163,5 @@ def test_a_storage_that_does_not_tell_what_it_compares_has_not_compared_it() -> 
     """Its admin API has not answered yet; a node that copies is slow to answer."""
     assert uncompared(reports()) == []
     assert uncompared(reports(b={"storage_left": None})) == [
-        "b: its storage has not told yet which tables it has to compare"
+        "b: its storage has not reported yet which tables it has to compare"
     ]

@@ -426,7 +426,7 @@ def test_a_failure_without_advice_is_told_without_gaps(turns: Turns) -> None:
     assert turns.round() == "PhaseFailed"
     [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
     assert condition["message"] == (
-        "cp-4 did not take the place of cp-2, by cp-1: garage failed; it is tried again"
+        "cp-4 did not take the place of cp-2, by cp-1: garage failed; it is retried"
     )  # fmt: skip
     assert turns.status["replacement"]["message"] == "garage failed"
 
@@ -544,7 +544,7 @@ def test_a_node_whose_helper_cannot_be_asked_is_named_with_the_reason(turns: Tur
     turns.swap()
     assert turns.round(30) == "AgentsSilent"
     [condition] = [one for one in turns.status["conditions"] if one["type"] == "NodesInPlace"]
-    assert condition["message"] == "the agent of cp-3 says nothing: its host key is unknown; add the key"
+    assert condition["message"] == "the agent of cp-3 reports nothing: its host key is unknown; add the key"
     turns.objects.edit([{"name": name, "address": at} for name, at in THREE.items()])
     turns.lose("cp-2")
     assert turns.round(30) == "AgentsSilent"

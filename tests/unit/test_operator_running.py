@@ -83,4 +83,4 @@ def test_an_edit_at_the_same_time_is_no_matter_of_rights() -> None:
     objects = Objects(cast("Any", api), cast("Any", SimpleNamespace(check=lambda: None)), Times())
     with pytest.raises(ConnectionFailed) as caught:
         objects.merge("/apis/x", {"spec": {}})
-    assert (caught.value.code, caught.value.hint) == ("ObjectChanged", "nothing to do: it is tried again")
+    assert (caught.value.code, caught.value.hint) == ("ObjectChanged", "nothing to do; it is retried automatically")

@@ -367,7 +367,7 @@ def test_processes_that_the_agent_would_not_see(
         return
     [text] = found.pop("Processes")
     assert found == {}
-    assert text.startswith(f"/proc is mounted with hidepid={hidden}, so the agent sees no process of a service: ")
+    assert text.startswith(f"/proc is mounted with hidepid={hidden}, so the agent cannot see the services' processes: ")
     assert "run `mount -o remount,hidepid=0 /proc`" in text
 
 
@@ -687,7 +687,7 @@ def test_nobody_can_connect_to_a_broadcast_address(prefix: int, good: bool) -> N
     fake = healthy(FakeCluster.of(config.SMALLEST.replace("address: 10.0.0.10}", "address: 10.0.0.255}")))
     shown = [{"ifname": "eth0", "addr_info": [{"local": "10.0.0.12", "prefixlen": prefix}]}]
     fake.servers["cp-2"].answer("ip", "-json", "address", "show", with_=json.dumps(shown))
-    found = "the virtual IP 10.0.0.255 is the broadcast address of 10.0.0.0/24, to which nobody can connect; "
+    found = "the virtual IP 10.0.0.255 is the broadcast address of 10.0.0.0/24, to which no client can connect; "
     assert problems(fake) == (
         {} if good else {"VipInSubnet": [f"{found}set spec.vip.address to an unused address of that subnet"]}
     )
@@ -889,9 +889,9 @@ def test_a_node_that_large_packets_do_not_reach_is_named(good: FakeCluster) -> N
     good.servers["cp-2"].answer("sh", "-c", links.TOO_LARGE, "mtu", with_="10.0.0.13 9000 bond0\n")
     assert problems(good) == {
         "PathMTU": [
-            "small packets reach cp-3 (10.0.0.13), and packets of 9000 bytes, the MTU of bond0, do not; set the same "
+            "small packets reach cp-3 (10.0.0.13), but packets of 9000 bytes, the MTU of bond0, do not; set the same "
             "MTU on all nodes, one that every switch between them passes (`ip link set dev bond0 mtu 1500`, and in the "
-            "configuration of the network), or enable jumbo frames on the switches"
+            "network configuration), or enable jumbo frames on the switches"
         ]
     }
     [asked] = [c.argv[4:] for c in good.servers["cp-2"].log if c.argv[:3] == ("sh", "-c", links.TOO_LARGE)]

@@ -100,7 +100,7 @@ def test_a_run_that_began_before_there_were_any_does_not_undo_those_of_another_o
     made = real.servers["cp-1"].content(secrets.PATH)
     with pytest.raises(PreflightFailed) as caught:
         run(INIT, late, Recorder(), skip=ELSEWHERE)
-    told = f"another run has changed {secrets.PATH} meanwhile; run the command again"
+    told = f"another run has changed {secrets.PATH} in the meantime; run the command again"
     assert {problem.text for problem in caught.value.problems} == {told}
     assert {server.content(secrets.PATH) for server in real.servers.values()} == {made}
 

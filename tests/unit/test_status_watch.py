@@ -192,7 +192,7 @@ def test_the_exit_code_says_how_it_is(
         (("--watch", "0"), "--watch 0: not a number of seconds"),
         (("--watch", "0.1"), "--watch 0.1: not a number of seconds\nhint: pass a number from 0.5 to 3600"),
         (("--watch", "nan"), "--watch nan: not a number of seconds"),
-        (("--watch", "--images"), "--watch and --images exclude each other"),
+        (("--watch", "--images"), "--watch and --images are mutually exclusive"),
         (("--bundle", "x"), "--bundle needs --images"),
     ],
 )

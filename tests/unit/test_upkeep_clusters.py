@@ -464,7 +464,7 @@ def test_what_does_not_say_which_cluster_it_is(
     with pytest.raises(ConnectionFailed) as caught:
         read(table)
     assert caught.value.code == code
-    assert "https://table does not say which cluster it is: GET /api/v1/namespaces/kube-system: " in str(caught.value)
+    assert "https://table does not identify its cluster: GET /api/v1/namespaces/kube-system: " in str(caught.value)
     assert why in str(caught.value)
 
 

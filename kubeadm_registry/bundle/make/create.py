@@ -240,7 +240,7 @@ def _expect(layout: Layout, descriptor: oci.Descriptor, name: str) -> None:
             raise
         raise BundleError(
             f"{error.message}, for {name}", code=error.code,
-            hint="tools save no such layers of Windows; choose other platforms, as by --platform linux/amd64",
+            hint="tools do not save such Windows layers; choose other platforms, for example --platform linux/amd64",
         ) from error  # fmt: skip
 
 

@@ -61,7 +61,7 @@ def images_from(names: Iterable[str], paths: Iterable[Path | str], *, referrers:
             wanted.update(names_in(path))
     for whole in sorted(wanted):
         if parse(whole) is None:
-            raise refused(f"{whole}: images are not taken from a registry that is named by an IPv6 address",
+            raise refused(f"{whole}: cannot add images from a registry whose name is an IPv6 address",
                           hint="use the name that the image has upstream")  # fmt: skip
         require_lowercase(whole)
     if wanted:

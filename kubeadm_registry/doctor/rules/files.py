@@ -45,13 +45,14 @@ CONFIG_CHANGED = Kind(
 )  # fmt: skip
 UNIT_CHANGED = Kind("UnitChanged", "warning", "A unit file was edited, or this program is newer; init rewrites it.")
 MIRRORS_CHANGED = Kind(
-    "MirrorsChanged", "error", "containerd on this node does not pull through the registry, or not by all names."
+    "MirrorsChanged", "error", "containerd on this node does not pull through the registry, or not for all mirrors."
 )
 SECRETS_MISSING = Kind(
-    "SecretsMissing", "error", "Services run on, but a run that reaches this node alone would take it for a new one."
-)
+    "SecretsMissing", "error",
+    "Services keep running, but a run that reaches only this node would take it for a new one.",
+)  # fmt: skip
 SECRETS_EXPOSED = Kind(
-    "SecretsExposed", "error", "Others than root can read or replace keys or a password of the registry."
+    "SecretsExposed", "error", "Users other than root can read or replace keys or a password of the registry."
 )
 SECRETS_UNUSABLE = Kind("SecretsUnusable", "error", "No run can change anything, nor issue a certificate.")
 CERTIFICATE_WRONG = Kind("CertificateWrong", "error", "Clients and the other nodes refuse this node.")
@@ -95,7 +96,7 @@ def installed(snapshot: Snapshot) -> Iterator[Finding]:
         shown = [f"ls -d {path}: no such file or directory" for path in (paths.ETC, paths.PROGRAMS)
                  if path not in facts.tree]  # fmt: skip
         if not node.installed:
-            yield Finding(kind, node.name, "nothing of the registry is installed on this node", shown,
+            yield Finding(kind, node.name, "the registry is not installed on this node", shown,
                           (remedy,), explains=frozenset({EVERYTHING}))  # fmt: skip
         elif missing := _units_missing(snapshot, facts):
             yield Finding(
@@ -250,14 +251,14 @@ def secret(snapshot: Snapshot) -> Iterator[Finding]:
                           (*((Command(node.name, copy),) if lost else ()), here("init")))  # fmt: skip
         elif facts.secrets != "600 root:root":
             yield Finding(
-                SECRETS_EXPOSED, node.name, f"{secrets.PATH} is not for root alone",
+                SECRETS_EXPOSED, node.name, f"{secrets.PATH} is accessible to users other than root",
                 [f"stat {secrets.PATH}: {facts.secrets}"],
                 (Command(node.name, f"chmod 600 {secrets.PATH} && chown root:root {secrets.PATH}"),),
             )  # fmt: skip
         modes = [one.text for one in node.differences if one.error is None and _MODES.fullmatch(one.text)
                  and one.phase.partition("/")[0] == "containerd"]  # fmt: skip
         if modes and not facts.running:
-            yield Finding(SECRETS_EXPOSED, node.name, "the password of pull is not for root alone",
+            yield Finding(SECRETS_EXPOSED, node.name, "the password of pull is accessible to users other than root",
                           limited("\n".join(modes).splitlines()), (here("init phase containerd"),))  # fmt: skip
 
 

@@ -24,7 +24,7 @@ NO_QUORUM = Kind(
     "NoQuorum",
     "error",
     "Pushes fail, and images may be unreadable, until all nodes but one are back. If they are lost for good, rebuild "
-    "the registry by `recover`.",
+    "the registry with `recover`.",
 )
 SSH_FAILS = Kind("SSHFails", "warning", "The registry works there, but no run can change or inspect the node.")
 #: The same where nobody hears its agent.
@@ -35,9 +35,9 @@ PEER_SILENT = Kind(
     "PeerSilent", "error", "The two treat each other as down; with zot there may be no writer. No node may fail."
 )
 PORT_BLOCKED = Kind("PortBlocked", "error", "The nodes cannot replicate images or pass requests on to each other.")
-PORT_TAKEN = Kind("PortTaken", "error", "The service of the registry that needs the port cannot start.")
+PORT_TAKEN = Kind("PortTaken", "error", "The registry service that needs the port cannot start.")
 CLOCK_DIFFERS = Kind(
-    "ClockOff", "error", "The node does not become writer, since the storage takes the later write for the newer one."
+    "ClockOff", "error", "The node does not become writer, because the storage keeps the write with the later time."
 )
 CLUSTER_DIFFERS = Kind(
     "ClusterFileDiffers",

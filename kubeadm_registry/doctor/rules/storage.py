@@ -34,7 +34,7 @@ PUSHES_CLOSED = Kind(
 BLOCKS_LOST = Kind("BlocksLost", "error", "The images that they are part of cannot be pulled; all others can.")
 ROUTES_MISSING = Kind(
     "RoutesMissing", "warning",
-    "Each small exchange between the storages waits 40 ms; without the loopback address this node does not serve.",
+    "Each small exchange between storage nodes waits 40 ms; without the loopback address this node does not serve.",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def there(snapshot: Snapshot) -> Iterator[Finding]:
         elif node.stores and all(volume.refuses(options, seen.agent) for seen in (node.earlier, node.status)):
             tried = [f"the agent cannot create a file below {data}"] if volume.refuses("", node.status.agent) else []
             yield Finding(
-                READ_ONLY, node.name, f"{data} cannot be written, as after errors of the disk",
+                READ_ONLY, node.name, f"{data} cannot be written, for example because of disk errors",
                 [f"findmnt --target {data}: {facts.mount}", *tried],
                 (Command(node.name, "journalctl -k --grep='EXT4-fs|XFS|BTRFS|I/O error'"),
                  Command(node.name, "reboot  # checks the file system; replace the disk if it is broken")),
@@ -86,7 +86,7 @@ def _lost(snapshot: Snapshot, node: NodeSnapshot, facts: Facts) -> Finding:
         )  # fmt: skip
     return Finding(
         DATA_MISSING, node.name, f"{data} does not contain the storage that this node had",
-        shown, (Command(node.name, f"findmnt {data}  # mount its disk, if it has one that is lost"), here("init")),
+        shown, (Command(node.name, f"findmnt {data}  # mount its disk, if it had one of its own"), here("init")),
         explains=_users(snapshot) | {"ConfigChanged"},
     )  # fmt: skip
 
@@ -113,7 +113,7 @@ def room(snapshot: Snapshot) -> Iterator[Finding]:
         if inodes is not None and inodes.size and inodes.free < reserve.FEW_INODES * inodes.size:
             yield Finding(
                 INODES, node.name, f"{inodes.free} inodes are free on the data disk", [f"{inodes.line} (inodes)"],
-                (Command(node.name, f"du --inodes -xS {inodes.mount} | sort -n | tail  # remove files of others"),),
+                (Command(node.name, f"du --inodes -xS {inodes.mount} | sort -n | tail  # remove unrelated files"),),
                 explains=_users(snapshot),
             )  # fmt: skip
 
@@ -127,7 +127,7 @@ def present(snapshot: Snapshot) -> Iterator[Finding]:
             limited([f"{name}: {paths.AGENT_STATE}: storage_lost={count}" for name, count in lost.items()]),
             (
                 here("images check"),
-                here("recover --bundle BUNDLE  # each that has some of them; push again what is named then"),
+                here("recover --bundle BUNDLE  # every bundle that has some of them; then push again what it lists"),
             ),
         )  # fmt: skip
 
@@ -145,7 +145,7 @@ def open_for_pushes(snapshot: Snapshot) -> Iterator[Finding]:
         names = ", ".join(node.name for node, *_ in closed)
         yield Finding(
             PUSHES_CLOSED, closed[0][0].name if len(closed) == 1 else "",
-            f"pushes are closed on {names} for another {seconds:.0f} s, and no run that closed them is there",
+            f"pushes are closed on {names} for another {seconds:.0f} s, and the run that closed them is gone",
             limited([line for _, line, _ in closed]), (here("images collect"),),
         )  # fmt: skip
 
@@ -159,7 +159,7 @@ def routed(snapshot: Snapshot) -> Iterator[Finding]:
         for one in node.differences:
             if isinstance(one.change, network.Routes) and one.error is None:
                 yield Finding(
-                    ROUTES_MISSING, node.name, "the routes between the storages were changed or lost",
+                    ROUTES_MISSING, node.name, "the routes between the storage nodes were changed or lost",
                     limited([f"{network.SCRIPT} missing: {line.partition(': ')[0]}" for line in one.text.splitlines()]),
                     (Command(node.name, f"systemctl reload {network.UNIT}"),),
                 )  # fmt: skip

@@ -27,7 +27,7 @@ MEMBERS_DIFFER = Kind("MembersDiffer", "error", "Nodes disagree on who is a memb
 NO_TIMER = Kind("NoTimer", "error", "The kernel's timer does not respond, so the node does not become writer.")
 HOLDER_HIDDEN = Kind("HiddenHolder", "error", "Another node, which this one cannot hear, holds the virtual IP.")
 ADVERTS_LOST = Kind(
-    "AdvertsLost", "error", "The node keeps off the virtual IP; it would take over a second late if the holder failed."
+    "AdvertsLost", "error", "The node avoids the virtual IP; if the holder failed, it would take over one second late."
 )
 UNHEALTHY = Kind("StatusNotHealthy", "error", "`kubeadm-registry status` reports it.")
 
@@ -43,7 +43,7 @@ def agents(snapshot: Snapshot) -> Iterator[Finding]:
                 yield Finding(
                     AGENT_SILENT, node.name, "its agent runs, but has not written its state for 5 s",
                     [f"{paths.AGENT_STATE}: absent or old", unit.line("ActiveState", "SubState")],
-                    (Command(node.name, f"df {paths.RUN}  # if it is full, make room: an agent that restarts is unfit"),
+                    (Command(node.name, f"df {paths.RUN}  # if full, free space: an agent starts as unhealthy"),
                      Command(node.name, f"systemctl restart {agent.UNIT}")), symptom=True,
                 )  # fmt: skip
             continue

@@ -40,7 +40,7 @@ OUT_OF_MEMORY = Kind(
     "OutOfMemory", "warning", "The node has too little memory for its processes; it will happen again."
 )
 MEMORY_PRESSURE = Kind(
-    "MemoryPressure", "warning", "Processes stand still while the kernel looks for memory; everything looks hung."
+    "MemoryPressure", "warning", "Processes stall while the kernel reclaims memory; everything seems to hang."
 )
 RETENTION_FAILED = Kind("RetentionFailed", "warning", "No image is deleted by the timer, so the disks fill.")
 RETENTION_PAUSED = Kind("RetentionPaused", "warning", "No image is deleted until it is resumed, so the disks fill.")
@@ -212,7 +212,7 @@ def memory(snapshot: Snapshot) -> Iterator[Finding]:
         if killed:
             names = sorted({found[1] for line in killed if (found := re.search(r"(\S+\.service): ", line))})
             yield Finding(
-                OUT_OF_MEMORY, node.name, f"the kernel killed {', '.join(names) or 'a service'} for lack of memory",
+                OUT_OF_MEMORY, node.name, f"the kernel killed {', '.join(names) or 'a service'} because memory ran out",
                 limited(killed[-2:]), (Command(node.name, "systemd-cgtop --order=memory --iterations=1"),),
             )  # fmt: skip
         if facts.pressure.get("full", 0.0) > PRESSURE:
@@ -245,7 +245,7 @@ def logged(snapshot: Snapshot) -> Iterator[Finding]:
         run = [one for name in (*paths.HAPROXY_UNITS, agent.UNIT) if (one := facts.units.get(name)) and one.active]
         if facts.requests is False and len(run) == len(paths.HAPROXY_UNITS) + 1:
             yield Finding(
-                NOT_LOGGED, node.name, "the journal has no request of the proxies, which log one a second",
+                NOT_LOGGED, node.name, "the journal has no requests from the proxies, which log one per second",
                 [f"journalctl -u 'kubeadm-registry-haproxy@*' --since=-{SILENT:.0f}s: no request"],
                 (Command(node.name, "systemd-analyze cat-config systemd/journald.conf  # set MaxLevelStore=debug"),
                  Command(node.name, "systemctl restart systemd-journald")),

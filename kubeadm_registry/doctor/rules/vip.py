@@ -11,7 +11,7 @@ from kubeadm_registry.doctor.finding import Command, Finding, Kind, here, limite
 from kubeadm_registry.doctor.rules.nodes import blocking_vrrp
 from kubeadm_registry.doctor.snapshot import Snapshot
 
-TWICE = Kind("VIPTwice", "error", "Clients reach the one or the other; pushes and pulls break at random.")
+TWICE = Kind("VIPTwice", "error", "Clients reach one or the other; pushes and pulls fail at random.")
 FOREIGN = Kind("VIPForeign", "error", "Clients reach a machine that is not the registry, some or all of the time.")
 NOWHERE = Kind("VIPNowhere", "error", "No client reaches the registry.")
 ROUTER_ID = Kind(
@@ -19,8 +19,9 @@ ROUTER_ID = Kind(
     "The nodes drop these advertisements; without their firewall rules the virtual IP would be given up.",
 )  # fmt: skip
 UNGUARDED = Kind(
-    "Unguarded", "error", "Every local user and pod of the host network can push without a login and read the storage."
-)
+    "Unguarded", "error",
+    "Every local user and every pod in the host network can push without a login and read the storage.",
+)  # fmt: skip
 
 
 def held_once(snapshot: Snapshot) -> Iterator[Finding]:
@@ -28,7 +29,7 @@ def held_once(snapshot: Snapshot) -> Iterator[Finding]:
     vip, holders = snapshot.config.spec.vip.address, snapshot.holders
     if len(holders) > 1:
         shown = [f"{name}: ip address: {prefix(vip)}" for name in holders]
-        shown += [f"{node.name}: sees advertisements of {', '.join(facts.vrrp) or 'nobody'} on the wire"
+        shown += [f"{node.name}: sees advertisements of {', '.join(facts.vrrp) or 'no node'} on the wire"
                   for node, facts in snapshot.answering if node.name in holders]  # fmt: skip
         rules, fix = blocking_vrrp(snapshot, [node.name for node in snapshot.nodes])
         generic = Command(holders[-1], "nft list ruleset  # allow IP protocol 112 (VRRP) from the other nodes")
