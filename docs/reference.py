@@ -148,6 +148,9 @@ def _configuration() -> Iterator[str]:
     yield ""
     yield "Unknown keys are refused. Everything but `apiVersion`, `kind`, nodes and VIP has a default."
     yield ""
+    yield "*Backend* is the storage that keeps the images, *frontend* the registry program that serves them from it: in"
+    yield "the cluster file, names of phases, and JSON. HAProxy's configuration uses both words in a sense of its own."
+    yield ""
     yield "| value | default | meaning |"
     yield "| --- | --- | --- |"
     yield from _fields(config.RegistryCluster, "")
