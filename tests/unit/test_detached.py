@@ -44,7 +44,11 @@ def begun(pieces: int, seconds: float, before: str = "") -> subprocess.Popen[str
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
-    assert process.stdout.readline() == "begin 0\n"
+    # Byte by byte: what a reader had buffered of the lines behind it, ``communicate`` would not return.
+    said = b""
+    while (byte := os.read(process.stdout.fileno(), 1)) not in (b"", b"\n"):
+        said += byte
+    assert said == b"begin 0"
     return process
 
 
