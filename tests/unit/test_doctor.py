@@ -498,6 +498,7 @@ def test_a_node_that_only_ssh_does_not_reach_is_not_down() -> None:
         "unknown host key: 10.0.0.13:22 presented the ed25519 key SHA256:x (compare the fingerprint)",
         "host key verification failed: 10.0.0.13:22 presented the ed25519 key SHA256:x, but y line 1 has another",
         "authentication failed for root at 10.0.0.13:22; tried: no key found",
+        "the login of root at 10.0.0.13:22 by /root/.ssh/id_ed25519 was not answered within 60 s",
         "user admin can log in, but cannot run commands: This account is not available",
         "sudo failed for user admin: a password is required",
     ],

@@ -54,8 +54,9 @@ _ELSEWHERE = frozenset({"Ports", "Firewall", "SameCluster", "Clock", "DiskSpace"
 
 #: How SSH says that a node is there and does not let this machine in.
 _REFUSED = re.compile(
-    r"unknown host key|host key verification failed|authentication failed|sudo (?:failed|does not accept)"
-    r"|user \S+ (?:can log in|logged in|has no shell|has user id)|\S+ and kubeadm-registry have no common algorithm"
+    r"unknown host key|host key verification failed|authentication failed|the login of \S+ at \S+ by"
+    r"|sudo (?:failed|does not accept)|user \S+ (?:can log in|logged in|has no shell|has user id)"
+    r"|\S+ and kubeadm-registry have no common algorithm"
 )
 
 
