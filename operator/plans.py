@@ -5,14 +5,17 @@ from __future__ import annotations
 import http
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from secrets import randbelow
 from typing import Any
 
+from kubeadm_registry import config
 from kubeadm_registry.custom_resources.definitions import GROUP, VERSION
 from kubeadm_registry.custom_resources.plans import LARGEST
 from kubeadm_registry.errors import Error, RegistryError
 from kubeadm_registry.images.pool import Connect
 from kubeadm_registry.operator.conditions import Verdict, merged, rfc3339, told
+from kubeadm_registry.operator.way import Way
 from kubeadm_registry.printable import counted, shown
 from kubeadm_registry.retention import Plan, Reason, Refused, RegistryPolicy
 from kubeadm_registry.retention.trash import Trash
@@ -255,3 +258,16 @@ def size(count: float) -> str:
 def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """Without empty texts: the API server has fields that are unset."""
     return {key: value for key, value in values.items() if value != ""}
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A *plan*, or why there is none; its digest if `retention approve` has *approved* it; what it was made from, and
+    where; which paths of the policy found nothing (*unmatched*)."""
+
+    plan: Plan | Refused
+    approved: tuple[str, ...] = ()
+    look: Look | None = None
+    cluster: config.RegistryCluster | None = None
+    way: Way | None = None
+    unmatched: tuple[str, ...] = ()

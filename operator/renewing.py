@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from kubeadm_registry.access.collecting import Member
@@ -25,24 +26,33 @@ def due(status: Mapping[str, Any]) -> set[str]:
     }  # fmt: skip
 
 
-def renew(
-    status: Mapping[str, Any], members: Sequence[Member], lead: Callable[[], object]
-) -> Iterator[tuple[str, Verdict]]:
-    """Have one of *members* after the other renew its certificate, if that is due; each with what came of it.
+@dataclass(frozen=True, slots=True)
+class Renewals:
+    """What came of the last round: why certificates were not renewed, by node."""
 
-    It ends with the second that fails: one node's own trouble is no reason to let the others' end. *lead* is called
-    before each, and raises Lost.
-    """
-    names, failed = due(status), 0
-    for member in members:
-        if member.name not in names:
-            continue
-        lead()
-        try:
-            if member.do("renew")["renewed"]:
-                yield member.name, Verdict(KIND, True, "Renewed", "it has a new certificate")
-        except Error as error:
-            yield member.name, Verdict(KIND, False, error.code, error.advice)
-            failed += 1
-            if failed == 2:
-                return
+    _failed: dict[str, str] = field(default_factory=dict)
+
+    def turn(
+        self, status: Mapping[str, Any], members: Sequence[Member], lead: Callable[[], object]
+    ) -> Iterator[tuple[str, Verdict]]:
+        """Have one of *members* after the other renew its certificate, if that is due; each with what is news.
+
+        It ends with the second that fails: one node's own trouble is no reason to let the others' end. So those that
+        failed the last time come last. *lead* is called before each, and raises Lost.
+        """
+        names, failed = due(status), 0
+        for member in sorted(members, key=lambda one: one.name in self._failed):
+            if member.name not in names:
+                continue
+            lead()
+            before = self._failed.pop(member.name, "")
+            try:
+                if member.do("renew")["renewed"]:
+                    yield member.name, Verdict(KIND, True, "Renewed", "it has a new certificate")
+            except Error as error:
+                self._failed[member.name] = error.code
+                if before != error.code:
+                    yield member.name, Verdict(KIND, False, error.code, error.advice)
+                failed += 1
+                if failed == 2:
+                    return

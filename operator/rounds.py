@@ -8,6 +8,7 @@ approvals     takes up what people say of the plan
 space         frees the space of what has gone for good, once a day at most
 certificates  has nodes renew their certificates before they end
 replacement   has a node replaced that ``spec.nodes`` does not list any more, or that is gone
+clients       has new nodes of Kubernetes pull from the registry
 ============  ================================================================================================
 """
 
@@ -26,12 +27,15 @@ from kubeadm_registry import config
 from kubeadm_registry.access.collecting import Member
 from kubeadm_registry.custom_resources.names import ANOTHER_OBJECT
 from kubeadm_registry.errors import ConfigError, ConnectionFailed, Error
-from kubeadm_registry.operator import carrying, freeing, health, images, looking, plans, probes, renewing, replacing
+from kubeadm_registry.operator import carrying, freeing, health, images, looking, plans, probes, replacing
+from kubeadm_registry.operator.clients import Clients
 from kubeadm_registry.operator.clocks import compare_clocks
 from kubeadm_registry.operator.conditions import Verdict, changes, failure, merged, seconds_of
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
+from kubeadm_registry.operator.plans import Made
 from kubeadm_registry.operator.posting import post
+from kubeadm_registry.operator.renewing import Renewals
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.registry import SILENCE
 from kubeadm_registry.retention import Plan, Refused, RegistryPolicy, policy
@@ -74,8 +78,8 @@ class Rounds:
     _space_again: float = 0.0
     _deletable: int | None = None
     """How many images go by the newest plan or are in the trash; None: there is no plan."""
-    _not_renewed: dict[str, str] = field(default_factory=dict)
-    """Why a node's certificate was not renewed the last time."""
+    _renewals: Renewals = field(default_factory=Renewals)
+    _clients: Clients = field(default_factory=Clients)
     _replacement: dict[str, Any] = field(default_factory=dict)
     """Which node was replaced last, for the status."""
 
@@ -198,7 +202,7 @@ class Rounds:
             self.figures.set("plan_freed_bytes", made.freed)
             self.figures.set("plan_made_seconds", made.made)
 
-    def _publish(self, found: _Made) -> tuple[Verdict, str]:
+    def _publish(self, found: Made) -> tuple[Verdict, str]:
         """Keep the whole plan in the registry; see ``plans.publish``. Raises Lost."""
         if isinstance(found.plan, Refused) or found.cluster is None or found.way is None:
             return plans.NOT_PUBLISHED, ""
@@ -326,30 +330,34 @@ class Rounds:
 
     def certificates(self) -> None:
         """Have nodes renew certificates that end soon. Raises Error, Lost."""
-        adopted = self._adopted()
-        members = adopted[2].members(adopted[1]) if adopted is not None else None
-        if adopted is None or members is None:
-            return
-        mine = adopted[0]
-        members = sorted(members, key=lambda one: bool(self._not_renewed.get(one.name)))  # the second ends the round
-        for name, verdict in renewing.renew(mine.get("status", {}), members, self.caller):
-            failed = "" if verdict.status else verdict.reason
-            if not failed or self._not_renewed.get(name) != failed:
+        if (found := self._adopted()) is not None and (members := found[2].members(found[1])) is not None:
+            mine = found[0]
+            for name, verdict in self._renewals.turn(mine.get("status", {}), members, self.caller):
                 post(self.objects, self.replica, mine, verdict, name)
-            self._not_renewed[name] = failed
-            self.wake_health()
+                self.wake_health()
 
-    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int, marker: Marker) -> _Made:
+    def clients(self) -> None:
+        """Have new client nodes pull from the registry. Raises Error, Lost."""
+        if (found := self._adopted()) is not None:
+            mine, cluster, the_way = found
+            members, now = the_way.members(cluster), self.clock()
+            for name, verdict in self._clients.turn(self.objects, cluster, the_way.ca, members, self.caller, now):
+                post(self.objects, self.replica, mine, verdict, name)
+            said = self._clients.verdict()
+            if said is not None and said != self._found.get(said.kind):
+                self._tell(said)
+
+    def _plan(self, rules: RegistryPolicy, approved: Sequence[str], now: int, marker: Marker) -> Made:
         """The plan by *rules*, or why there is none; *approved* is what people have written to its object, *marker*
         what the cluster remembers."""
         try:
             found = self._adopted()
             if found is None:
-                return _Made(plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"))
+                return Made(plans.no_plan("NotAdopted", "there is no valid RegistryCluster", "apply the cluster file"))
             _, cluster, the_way = found
             if not the_way.key or the_way.login is None:
                 text = "the Secret of the operator lacks the push credentials or the key of the ledger"
-                return _Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
+                return Made(plans.no_plan("NoCredentials", text, "run `kubeadm-registry operator install`"))
             self.compare(cluster, the_way, self.clock)
             api = self.apis[1]
             report = replace(clusters.read(api, paths=[one.pair for one in rules.spec.image_paths]), marker=marker)
@@ -363,11 +371,11 @@ class Rounds:
             )  # fmt: skip
             made = looked.plan(rules, accepted=approved)
             known = (made.digest,) if isinstance(made, Plan) and looked.standing.approves(made) else ()
-            return _Made(made, known, looked, cluster, the_way, report.unmatched)
+            return Made(made, known, looked, cluster, the_way, report.unmatched)
         except Error as error:
-            return _Made(plans.no_plan(error.code, error.message, error.hint))
+            return Made(plans.no_plan(error.code, error.message, error.hint))
 
-    def _carry_out(self, made: _Made, rules: RegistryPolicy, said: Sequence[str], asked: Object) -> Verdict | None:
+    def _carry_out(self, made: Made, rules: RegistryPolicy, said: Sequence[str], asked: Object) -> Verdict | None:
         """Have the plan carried out as far as it may be by the policy *asked*, and say so at the plan's object.
 
         Returns what is wrong if that failed.
@@ -484,16 +492,3 @@ class Rounds:
             self.figures.replace(
                 "condition", {(("type", one["type"]), ("status", one["status"])): 1 for one in conditions}
             )
-
-
-@dataclass(frozen=True, slots=True)
-class _Made:
-    """A *plan*, or why there is none; its digest if `retention approve` has *approved* it; what it was made from, and
-    where; which paths of the policy found nothing (*unmatched*)."""
-
-    plan: Plan | Refused
-    approved: tuple[str, ...] = ()
-    look: planning.Look | None = None
-    cluster: config.RegistryCluster | None = None
-    way: Way | None = None
-    unmatched: tuple[str, ...] = ()

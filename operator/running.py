@@ -14,6 +14,7 @@ from typing import Any
 
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import way
+from kubeadm_registry.operator.clients import KIND as CLIENT_NODES
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Leadership, Lost
 from kubeadm_registry.operator.objects import Objects
@@ -74,6 +75,7 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
     space = Worker("space", rounds.space, settings.space, figures)
     replacement = Worker("replacement", rounds.replacement, settings.replacement, figures, partial(rounds.failed, KIND))
     certificates = Worker("certificates", rounds.certificates, settings.certificates, figures)
+    clients = Worker("clients", rounds.clients, settings.clients, figures, partial(rounds.failed, CLIENT_NODES))
     loop = asyncio.get_running_loop()
     rounds.wake_space = partial(_from_a_thread, loop, space)
     rounds.wake_health = partial(_from_a_thread, loop, health)
@@ -84,7 +86,7 @@ async def _lead(settings: Settings, figures: Figures, leadership: Leadership, en
         POLICIES: partial(_from_a_thread, loop, plans),
         PLANS: partial(_from_a_thread, loop, approvals),
     }
-    kinds = (health, images, plans, approvals, space, replacement, certificates)
+    kinds = (health, images, plans, approvals, space, replacement, certificates, clients)
     workers = [asyncio.ensure_future(each.run()) for each in kinds]
     watching = loop.run_in_executor(ThreadPoolExecutor(1, "kopf"), watch, settings, wakes)
     asked = asyncio.ensure_future(ending.wait())

@@ -22,8 +22,8 @@ class Settings:
     """Of one replica, called *name*. Without *kubeconfig* it logs in by the service account of its pod.
 
     *files* is the directory with what it takes to reach the registry (see ``way.py``). *port* is for metrics and
-    probes, on all addresses. *health*, *images*, *plans*, *space*, *replacement* and *certificates* are the seconds
-    between two rounds of each kind.
+    probes, on all addresses. *health*, *images*, *plans*, *space*, *replacement*, *certificates* and *clients* are
+    the seconds between two rounds of each kind.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Settings:
     space: float = 600.0
     replacement: float = 30.0
     certificates: float = 3600.0
+    clients: float = 60.0
     times: Times = field(default_factory=Times)
 
     def api(self, *, patience: float) -> Api:
@@ -75,5 +76,6 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         number("SPACE_SECONDS", default.space),
         number("REPLACEMENT_SECONDS", default.replacement),
         number("CERTIFICATES_SECONDS", default.certificates),
+        number("CLIENTS_SECONDS", default.clients),
         Times(lease),
     )

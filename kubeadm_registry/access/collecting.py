@@ -1,6 +1,6 @@
 """What freeing space asks a node for, a step at a time: commands do it as its root, the operator asks its helper.
 
-So it does for a new certificate.
+So it does for a new certificate, and for a client node, which the helper alone configures (``helper/clients.py``).
 
 =========  =====================================  ==================================================================
 step       with                                   answer
@@ -23,6 +23,8 @@ abandon    nothing                                how many unfinished uploads we
 fsync      nothing                                etcd's latency of fsync there, in seconds; null: there is none
 renew      nothing                                whether the node's certificate was renewed, since it ends soon; the
                                                   proxies and the agent present it then
+point      name, address, hostKey                 changes: how many it took until containerd of that client node pulls
+                                                  from the registry; notes
 =========  =====================================  ==================================================================
 
 Values are those of JSON. Who asks names a *run*; what it closed is opened, swept and restarted for that run only, so
@@ -439,6 +441,7 @@ def _renew(place: Place, _: Values) -> Values:
     return {"renewed": changed}
 
 
+POINT = "point"
 Step = Callable[[Place, Values], Values]
 STEPS: Mapping[str, Step] = {
     "log": _log, "look": _look, "close": _close, "open": _open, "mark": _mark, "sweep": _sweep, "end": _end,

@@ -71,16 +71,16 @@ def target(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) -
         host_key=node.host_key if isinstance(node, Node) else None,
         sudo_password=prompts.sudo_password,
         passphrase=prompts.passphrase,
-        source=_source(config, node) if isinstance(node, Node) else None,
+        source=own_address(config, node.address) if isinstance(node, Node) else None,
     )
 
 
-def _source(config: RegistryCluster, node: Node) -> str | None:
-    """The address by which *node* knows this machine, if it is a node: it may let in no other (components/replacing).
+def own_address(config: RegistryCluster, peer: str) -> str | None:
+    """By which address *peer* knows this machine, if it is a node: it may let in no other (components/replacing).
 
     Of several in one network the kernel could take another one.
     """
-    own = (at for one in config.spec.nodes for at in one.addresses if is_ipv6(at) == is_ipv6(node.address))
+    own = (at for one in config.spec.nodes for at in one.addresses if is_ipv6(at) == is_ipv6(peer))
     return next(filter(is_here, own), None)
 
 

@@ -91,9 +91,9 @@ def install(
 
     The Secret has the credentials with which the operator reads the registry and keeps the retention ledger in it; they
     come from the nodes. It also has an SSH key of its own, with which it asks a helper on each node for retention,
-    freed space, new certificates, records of pulls and, with --replace-nodes, the replacement of a node. The key gives
-    no shell. Running it again changes only what differs. The retention timer is disabled, because it does not know
-    workloads.
+    freed space, new certificates, records of pulls and, with --replace-nodes, the replacement of a node and the mirrors
+    of new workers. The key gives no shell. Running it again changes only what differs. The retention timer is disabled,
+    because it does not know workloads.
 
     With --replace-nodes, whoever has this key can make a machine a node, which then has all secrets of the registry.
     Without it, what an earlier run installed for it is removed.

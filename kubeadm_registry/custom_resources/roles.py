@@ -49,7 +49,7 @@ GRANTS = (
     Grant("events.k8s.io", "events", ("create", "get", "patch"), "Events about objects of no namespace",
           namespace="default"),
     Grant("coordination.k8s.io", "leases", ("get", "update"), "who leads", LEASE, NAMESPACE),
-    Grant("", "nodes", ("get", "list"), "whether a silent node is Ready, and what may take its place"),
+    Grant("", "nodes", ("get", "list"), "whether a silent node is Ready, what may take its place, and new workers"),
     *(Grant(one.group, one.resource, (one.verb,), one.why, one.name) for one in RIGHTS),
 )  # fmt: skip
 REPLACING = (Grant(GROUP, "registryclusters", ("patch",), "to put a new node in the place of one that is gone"),)

@@ -68,6 +68,22 @@ class Reporter(Protocol):
         """The run ended well; *facts* are for machines."""
 
 
+class Silent:
+    """A Reporter that tells nobody; for those that tell of little."""
+
+    def phase(self, path: str, summary: str) -> None: ...  # noqa: D102
+    def action(self, action: Action, *, dry_run: bool) -> None: ...  # noqa: D102
+    def done(self, action: Action, seconds: float) -> None: ...  # noqa: D102
+    def deferred(self, path: str, host: str, reason: str) -> None: ...  # noqa: D102
+    def problem(self, problem: Problem) -> None: ...  # noqa: D102
+    def check(self, host: str, name: str, *, ok: bool) -> None: ...  # noqa: D102
+    def note(self, text: str, *, host: str = "", level: Level = "info") -> None: ...  # noqa: D102
+    def command(self, ran: Ran) -> None: ...  # noqa: D102
+    def progress(self, done: int, total: int) -> None: ...  # noqa: D102
+    def error(self, error: Error) -> None: ...  # noqa: D102
+    def result(self, summary: str, **facts: object) -> None: ...  # noqa: D102
+
+
 class Meter:
     """How fast bytes arrive, and when all will be there; and whether it is time to tell, every *interval* seconds.
 

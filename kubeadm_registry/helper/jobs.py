@@ -1,4 +1,4 @@
-"""The steps by which space is freed (``access/collecting.py``), for somebody who may only ask for them.
+"""Steps (``access/collecting.py``), most of them to free space, for somebody who may only ask for them.
 
 Some take longer than an answer may. So each runs as a unit of its own, called by the name of the step, of which there
 is a fixed number; who asks gets a ticket with which the answer is waited for.
@@ -12,13 +12,14 @@ from secrets import token_hex
 from typing import Any
 
 from kubeadm_registry.access import questions
-from kubeadm_registry.access.collecting import STEPS, invalid
+from kubeadm_registry.access.collecting import POINT, STEPS, invalid
 from kubeadm_registry.components import helper
 from kubeadm_registry.engine.changes import runs
 from kubeadm_registry.errors import Error
 from kubeadm_registry.formats import Damaged
 from kubeadm_registry.transport.host import Host
 
+NAMES = frozenset({*STEPS, POINT})
 #: Seconds for which a step is waited for, before it begins and after; between two looks; and for a unit to begin.
 WAITS, EVERY, BEGINS = 20.0, 0.1, 5.0
 
@@ -64,7 +65,7 @@ def ended(host: Host, step: object, ticket: object) -> Mapping[str, Any]:
 
 
 def _step(step: object) -> str:
-    if not isinstance(step, str) or step not in STEPS:
+    if not isinstance(step, str) or step not in NAMES:
         raise invalid("step")
     return step
 

@@ -23,14 +23,13 @@ from kubeadm_registry.cluster import Cluster, arriving
 from kubeadm_registry.components import helper, replacing
 from kubeadm_registry.components.programs import RECORD
 from kubeadm_registry.config import Node, RegistryCluster
-from kubeadm_registry.engine.report import Action
+from kubeadm_registry.engine.report import Action, Silent
 from kubeadm_registry.errors import Error, PreflightFailed, Problem
 from kubeadm_registry.formats import Damaged, kept
 from kubeadm_registry.helper.replacing import last
 from kubeadm_registry.phases.changing import carry_out
 from kubeadm_registry.phases.workflows import CHANGE_MEMBERS
 from kubeadm_registry.printable import Level
-from kubeadm_registry.transport.commands import Ran
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
 
@@ -120,7 +119,7 @@ def _apart(config: RegistryCluster) -> RegistryCluster:
     return config.with_spec(nodes=(), ssh=config.spec.ssh.without_files())
 
 
-class _Progress:
+class _Progress(Silent):
     """A Reporter that leaves on *here* how far the *work* is, and tells the journal."""
 
     def __init__(self, here: Host, work: Work) -> None:
@@ -159,14 +158,6 @@ class _Progress:
     def problem(self, problem: Problem) -> None:
         """What a check found."""
         _say(f"{problem.host}: {problem.check}: {problem.text}")
-
-    def done(self, action: Action, seconds: float) -> None: ...
-    def deferred(self, path: str, host: str, reason: str) -> None: ...
-    def check(self, host: str, name: str, *, ok: bool) -> None: ...
-    def command(self, ran: Ran) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def error(self, error: Error) -> None: ...
-    def result(self, summary: str, **facts: object) -> None: ...
 
 
 def _say(text: str) -> None:

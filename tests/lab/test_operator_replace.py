@@ -21,10 +21,12 @@ from kubeadm_registry import paths, pki
 from kubeadm_registry.components import replacing
 from kubeadm_registry.operator.conditions import rfc3339
 from kubeadm_registry.operator.replacement import HOST_KEY, SPARE
+from tests.lab import images
 from tests.lab.changing import KNOWN, PATIENCE, Changing, changing, check_all, holds_vip, push_all, removed
 from tests.lab.clients import pushing
 from tests.lab.command import wait_until
 from tests.lab.host import Host
+from tests.lab.pulling import CERTS
 from tests.lab.reading import reading
 from tests.lab.registry import ROOT
 from tests.lab.settings import FRONTENDS
@@ -32,6 +34,8 @@ from tests.lab.test_helper import Operator
 
 #: Run by `make day-two`.
 pytestmark = pytest.mark.long
+IMAGE = images.image((3_000_000,), seed=7)
+MIRRORED = "registry.k8s.io/tests/worker:v1"
 PLANE = "node-role.kubernetes.io/control-plane"
 
 #: Lets the operator's key ask, and the nodes log in to each other: cluster file, public and private key.
@@ -83,6 +87,26 @@ while True:
         break
     time.sleep(2)
 """
+#: A round of the operator for client nodes: cluster file, directory of the Secret, the Node. Twice.
+CLIENTS = """
+import json, pathlib, sys
+from kubeadm_registry import config
+from kubeadm_registry.operator import way
+from kubeadm_registry.operator.clients import AGAIN, Clients
+cluster, folder, node = config.load(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]), json.loads(sys.argv[3])
+class Objects:
+    def get(self, _):
+        return {"items": [node]}
+the_way, clients = way.read(folder), Clients()
+said = [
+    [verdict.reason, verdict.message]
+    for again in (1, 2)
+    for _, verdict in clients.turn(
+        Objects(), cluster, the_way.ca, the_way.members(cluster), lambda: None, again * AGAIN
+    )
+]
+print(json.dumps({"said": said, "reason": clients.verdict().reason}))
+"""
 
 
 @pytest.fixture(scope="module", params=FRONTENDS)
@@ -109,8 +133,7 @@ class Site(Operator):
 
     def describe(self, gone: Host, since: float, spare: Host) -> None:
         """What the API server has: *gone* is NotReady *since* then, *spare* has joined."""
-        key = spare.sh("cut", "-d", " ", "-f1,2", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.strip()
-        nodes = {}
+        key, nodes = host_key(spare), {}
         for host in (*self.registry.servers.values(), spare):
             ready = {"type": "Ready", "status": "Unknown" if host is gone else "True",
                      "lastTransitionTime": rfc3339(since)}  # fmt: skip
@@ -140,6 +163,11 @@ class Site(Operator):
         return json.loads(self.file.read_text())["cluster"]["status"].get("replacement") or {}
 
 
+def host_key(host: Host) -> str:
+    """That of its sshd, as the annotation has it."""
+    return host.sh("cut", "-d", " ", "-f1,2", "/etc/ssh/ssh_host_ed25519_key.pub").stdout.strip()
+
+
 def until(operator: subprocess.Popen[str], reason: str, seconds: float = 300) -> list[str]:
     """What *operator* says until it says *reason*, or ends."""
     end = time.monotonic() + seconds
@@ -155,6 +183,40 @@ def until(operator: subprocess.Popen[str], reason: str, seconds: float = 300) ->
             return said
         assert time.monotonic() < end, said
     return said
+
+
+def test_a_new_worker_pulls_from_the_registry(registry: Changing, tmp_path: Path) -> None:
+    """Which has an sshd and a containerd, and nothing of the registry; nodes come to it as soon as it lets them in."""
+    site, worker, keys = Site(registry, tmp_path), registry.client, "/root/.ssh/authorized_keys"
+    line, before = site.install(), worker.sh("cat", keys).stdout
+    node = {
+        "metadata": {"name": worker.name, "annotations": {HOST_KEY: host_key(worker)}},
+        "status": {"addresses": [{"type": "InternalIP", "address": worker.address}]},
+    }
+    with registry.lab.network():
+        images.push(registry, IMAGE, MIRRORED.removesuffix(":v1"), "v1")
+    pull = ("ctr", "images", "pull", "--local", "--hosts-dir", CERTS, MIRRORED)
+    try:
+        assert worker.sh(*pull, check=False).returncode != 0
+        refused = site.python(CLIENTS, str(site.folder), json.dumps(node))
+        assert [reason for reason, _ in refused["said"]] == [refused["reason"]] == ["AuthenticationFailed"], refused
+        worker.sh("sh", "-c", 'echo "$1" >> "$2"', "add", line, keys)
+        done = site.python(CLIENTS, str(site.folder), json.dumps(node))
+        sys.stdout.write(f"\n  {done}\n")
+        assert done == {"said": [["Configured", "containerd pulls through the virtual IP"]], "reason": "Configured"}
+        worker.sh(*pull)
+        other = {
+            **node,
+            "metadata": {"name": worker.name, "annotations": {HOST_KEY: host_key(registry.lab.hosts["h1"])}},
+        }
+        assert site.python(CLIENTS, str(site.folder), json.dumps(other))["reason"] == "HostKeyChanged"
+    finally:
+        worker.sh("sh", "-c", 'cat > "$1"', "restore", keys, stdin=before)
+        listed = tmp_path / "clients.txt"
+        settings = registry.lab.settings
+        listed.write_text(f"{worker.name} {worker.address} user={settings.user} port={settings.ssh_port}\n")
+        registry.cli("mirrors", "remove", "--nodes", listed)
+    assert site.work("") > 0
 
 
 def test_a_node_that_died_is_replaced_by_itself(registry: Changing, tmp_path: Path) -> None:

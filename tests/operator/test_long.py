@@ -39,7 +39,7 @@ MEMORY, CORE = 150_000_000, 0.05
 SETTLES = 120.0
 #: How many images the registry has, and what the operator does.
 IMAGES = 100
-ROUNDS = ("health", "images", "plans", "approvals", "space", "replacement", "certificates")
+ROUNDS = ("health", "images", "plans", "approvals", "space", "replacement", "certificates", "clients")
 TICK = os.sysconf("SC_CLK_TCK")
 
 pytestmark = pytest.mark.long

@@ -13,6 +13,7 @@ import pytest
 from kubeadm_registry.custom_resources.names import NAMESPACE
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.oci import canary
+from kubeadm_registry.operator.clients import LABEL
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Leadership, Lost, Times
 from kubeadm_registry.operator.objects import Objects
@@ -182,6 +183,28 @@ def test_another_authority_is_not_trusted(operator: Operator, there: Site) -> No
     found = operator.conditions()
     assert (found["Available"]["status"], found["Available"]["reason"]) == ("False", "NotTrusted")
     assert found["CertificatesValid"]["status"] == "False"
+
+
+def test_new_workers_are_found_by_their_label(operator: Operator) -> None:
+    """With the rights that it has, and no key for the nodes."""
+    nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+             for name, labels in (("w-1", {LABEL: ""}), ("w-2", {}))]  # fmt: skip
+    assert operator.server.send("apply", nodes).taken
+    try:
+        operator.rounds.clients()
+        operator.look()
+        found = operator.conditions()["ClientNodes"]
+        assert (found["status"], found["reason"]) == ("False", "AddressMissing")
+        assert found["message"].startswith("w-1 is not configured: its Node has no InternalIP")
+        said = "its Node has no InternalIP; see `kubectl get nodes -o wide`"
+        assert {note for reason, note in operator.events() if reason == "AddressMissing"} == {
+            f"w-1: {said}", f"w-1 is not configured: {said}"
+        }  # fmt: skip
+    finally:
+        assert operator.server.ask("delete", "node", "w-1", "w-2").taken
+    operator.rounds.clients()
+    operator.look()
+    assert operator.conditions()["ClientNodes"]["status"] == "True"
 
 
 def test_an_object_that_is_not_valid_here_is_not_adopted(operator: Operator) -> None:

@@ -76,7 +76,7 @@ def test_what_its_helper_cannot_do_is_told_with_the_way_out() -> None:
     assert (verdict.status, verdict.reason) == (False, "QuestionInvalid")
     assert "run `kubeadm-registry init` with the release of the operator" in verdict.message
     ending = {"nodes": [{"name": one.name, "certificateDays": 10} for one in members]}
-    failed = dict(renewing.renew(ending, members, lambda: None))
+    failed = dict(renewing.Renewals().turn(ending, members, lambda: None))
     assert {one.reason for one in failed.values()} == {"QuestionInvalid"}
 
 

@@ -148,5 +148,5 @@ def test_who_does_not_lead_any_more_asks_nobody(members: list[Member]) -> None:
         raise Lost("another one leads")
 
     with pytest.raises(Lost):
-        list(renewing.renew({"nodes": [{"name": "cp-1", "certificateDays": 1}]}, members, lead))
+        list(renewing.Renewals().turn({"nodes": [{"name": "cp-1", "certificateDays": 1}]}, members, lead))
     assert members[0].asked == []
