@@ -373,6 +373,14 @@ def test_the_document_lists_the_rights(root: Path) -> None:
 
 def test_the_document_explains_every_condition(root: Path) -> None:
     text = (root / "docs/operator.md").read_text()
-    besides = {"Adopted", "ImagesMissing", "RetentionHealthy", "SpaceFreed", "NodesInPlace", "NothingDeletable"}
+    besides = {
+        "Adopted",
+        "ImagesMissing",
+        "RetentionHealthy",
+        "SpaceFreed",
+        "NodesInPlace",
+        "NothingDeletable",
+        "ClientNodes",
+    }
     kinds = {one.kind for one in health.unknown("x", "y")} | besides
     assert set(re.findall(r"^\| `([A-Z][A-Za-z]+)` \| `(?:True|False)` \|", text, re.MULTILINE)) == kinds
