@@ -19,6 +19,7 @@ from tests.lab.changing import REPOSITORY, Changing, changing
 from tests.lab.killing import complete, kill
 from tests.lab.registry import repeat
 from tests.lab.settings import FRONTENDS
+from tests.lab.test_backup import backed_up, restore_from
 from tests.lab.test_upgrade import restart_all
 
 #: Run by `make day-two`.
@@ -53,6 +54,11 @@ def converges(registry: Changing, other: Carried, *arguments: str) -> None:
     registry.forget_logins()
     registry.ca.unlink(missing_ok=True)
     registry.wait_copied()
+    is_whole(registry, other)
+
+
+def is_whole(registry: Changing, other: Carried) -> None:
+    """Nothing is left to be done, and the image is at the virtual IP and at each node."""
     assert other.run("init", "--bundle", "bundle.tar").stdout.splitlines()[-1] == "nothing to do"
     for address in ("", *(host.address for host in registry.servers.values())):
         assert not images.missing(registry, IMAGE, REPOSITORY, address=address)
@@ -139,3 +145,37 @@ def test_init_and_reset(registry: Changing, other: Carried, tmp_path: Path) -> N
         complete(lambda: other.run("reset", "--yes", check=False))
         kill(registry, seed, "init", "--bundle", str(registry.bundle))
         converges(registry, other, "init", "--bundle", "bundle.tar")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_restore(registry: Changing, tmp_path: Path, seed: int) -> None:
+    """All three are lost. What was pushed is in no bundle, so the backup names it as missing (5)."""
+    given = backed_up(registry, tmp_path)
+    registry.installed = False
+    for host in registry.servers.values():
+        host.reinstall()
+    kill(registry, seed, *map(str, given))
+    complete(lambda: restore_from(registry, registry.servers[OTHER], given), well=(0, 5))
+    registry.installed = True
+    registry.wait_whole()
+    images.push(registry, IMAGE, REPOSITORY, "v1")
+    registry.wait_copied()
+    with carried(registry, registry.servers[OTHER], registry.bundle) as tool:
+        is_whole(registry, tool)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_recovery(registry: Changing, seed: int) -> None:
+    """Two of three are lost, and two bare machines come; the next time it is the other way around."""
+    gone, come = (("h2", "h3"), ("h5", "h6"))[:: -1 if seed % 2 else 1]
+    assert registry.names == ("h1", *gone)
+    for name in come:
+        registry.lab.hosts[name].reinstall()
+    for name in gone:
+        registry.lab.hosts[name].power_cut()
+    registry.become("h1", *come)
+    kill(registry, seed, "recover", "--bundle", str(registry.bundle), "--yes")
+    with carried(registry, registry.servers["h1"], registry.bundle) as tool:
+        complete(lambda: tool.run("recover", "--bundle", "bundle.tar", "--yes", check=False), well=(0, 5))
+        registry.wait_whole()
+        is_whole(registry, tool)
