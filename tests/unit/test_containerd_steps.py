@@ -533,7 +533,7 @@ def test_a_configuration_that_nobody_can_change(rooted: Rooted, monkeypatch: pyt
     rooted.path(CONFIG).symlink_to(target)
     monkeypatch.setattr(survey, "_FIXED", 'printf "%s\\n" "$@"')
     (found,) = problems(host(rooted))
-    assert found.startswith("/usr/share/containerd/config.toml must be changed, and its file system is read-only, or ")
+    assert found.startswith("/usr/share/containerd/config.toml must be changed, but its file system is read-only, or ")
     assert f"copy it to {CONFIG} and have containerd.service start containerd with `--config {CONFIG}`" in found
     monkeypatch.undo()
     assert not list(problems(host(rooted)))

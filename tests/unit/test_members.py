@@ -774,12 +774,12 @@ def test_a_node_that_comes_needs_room_for_its_part(three: FakeCluster) -> None:
     join = Request(joins="cp-4")
     assert room(three, join, FOUR, 101) == {}
     assert room(three, join, FOUR, 99) == {
-        "cp-4": "/var/lib/kubeadm-registry is to take 75.0 GiB of images, and has 99.0 GiB free on /data, of which "
-        "25.0 GiB are kept for deletions; add disk space, or delete images first"
+        "cp-4": "/var/lib/kubeadm-registry must take 75.0 GiB of images, but has 99.0 GiB free on /data, of which "
+        "25.0 GiB are reserved for deletions; add disk space, or delete images first"
     }
     assert room(three, join, FOUR, 99, has={"cp-4": 2}) == {}, "a run that was ended copied that, or it is removed"
     everything = room(three, Request(joins="cp-4", leaves="cp-2"), FOUR, 99)
-    assert "is to take 100.0 GiB" in everything.pop("cp-4")
+    assert "must take 100.0 GiB" in everything.pop("cp-4")
     assert everything == {}, "the others keep what they have"
 
 
@@ -788,7 +788,7 @@ def test_those_that_stay_need_room_for_the_part_of_one_that_leaves(three: FakeCl
     assert room(four, Request(leaves="cp-4"), FOUR, 51) == {}
     told = room(four, Request(leaves="cp-4"), FOUR, 49)
     assert set(told) == {"cp-1", "cp-2", "cp-3"}
-    assert all("is to take 25.0 GiB" in text for text in told.values())
+    assert all("must take 25.0 GiB" in text for text in told.values())
     _, cluster, _ = planned(four, Request(leaves="cp-4"), FOUR)
     ClusterLayout(cluster, 3).apply(cluster.hosts[0])
     assert room(four, Request(leaves="cp-4"), FOUR, 49) == {}, "they take it already"
@@ -799,7 +799,7 @@ def test_without_a_majority_the_room_is_judged_by_what_one_has(three: FakeCluste
     replaced = Request(joins="cp-4", leaves="cp-2")
     told = room(three, replaced, given, 60, has={"cp-1": 40}, alone=True)
     assert list(told) == ["cp-4"]
-    assert "is to take 40.0 GiB" in told["cp-4"]
+    assert "must take 40.0 GiB" in told["cp-4"]
 
 
 def unhealthy(cluster: Cluster, retiring: Host | None = None) -> list[str]:
