@@ -14,8 +14,8 @@ from kubeadm_registry.access.collecting import POINT, Member, Values
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator.conditions import Verdict
-from kubeadm_registry.operator.objects import Object, Objects
-from kubeadm_registry.operator.replacement import HOST_KEY
+from kubeadm_registry.operator.objects import Object, Objects, addresses, annotation
+from kubeadm_registry.operator.replacement import HOST_KEY, annotate
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.ssh import UNREACHABLE
 
@@ -109,13 +109,13 @@ class Clients:
 def _listed(objects: Objects, cluster: RegistryCluster) -> Iterator[Client]:
     """The Nodes with the label that are no nodes of the registry. Raises ConnectionFailed."""
     members = {node.name for node in cluster.spec.nodes}
-    addresses = {address for node in cluster.spec.nodes for address in node.addresses}
+    taken = {address for node in cluster.spec.nodes for address in node.addresses}
     after = ""
     while True:
         page = objects.get(f"/api/v1/nodes?labelSelector={LABEL}&limit={_PAGE}{after}") or {}
         for one in page.get("items", ()):
             client = _client(one)
-            if client.name not in members and client.address not in addresses:
+            if client.name not in members and client.address not in taken:
                 yield client
         if not (token := page.get("metadata", {}).get("continue")):
             return
@@ -123,10 +123,7 @@ def _listed(objects: Objects, cluster: RegistryCluster) -> Iterator[Client]:
 
 
 def _client(found: Object) -> Client:
-    metadata = found["metadata"]
-    addresses = [one["address"] for one in found.get("status", {}).get("addresses", ()) if one["type"] == "InternalIP"]
-    key = (metadata.get("annotations") or {}).get(HOST_KEY, "")
-    return Client(metadata["name"], addresses[0] if addresses else "", key)
+    return Client(found["metadata"]["name"], next(iter(addresses(found)), ""), annotation(found, HOST_KEY))
 
 
 def _configured(client: Client, members: Sequence[Member] | None) -> Values:
@@ -134,10 +131,7 @@ def _configured(client: Client, members: Sequence[Member] | None) -> Values:
     if not client.address:
         raise Error("its Node has no InternalIP", code="AddressMissing", hint="see `kubectl get nodes -o wide`")
     if not client.host_key:
-        raise Error(
-            "its SSH host key is not known", code="HostKeyMissing",
-            hint=f"kubectl annotate node {client.name} {HOST_KEY}='ssh-ed25519 AAAA...'",
-        )  # fmt: skip
+        raise Error("its SSH host key is not known", code="HostKeyMissing", hint=annotate(client.name))
     if members is None:
         raise Error(
             "the operator has no key for the nodes of the registry", code="NoHelper",

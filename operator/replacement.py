@@ -245,8 +245,9 @@ def _spare(snapshot: Snapshot, spec: Spec, listed: Members, old: str) -> Node | 
                     f"`kubeadm-registry replace {old} {back[0]}`")  # fmt: skip
     for one in spares:
         if not one.host_key:
-            return Wait("HostKeyMissing", f"{old} is gone, and no SSH host key is set for {one.name}: "
-                        f"kubectl annotate node {one.name} {HOST_KEY}='ssh-ed25519 AAAA...'")  # fmt: skip
+            return Wait(
+                "HostKeyMissing", f"{old} is gone, and no SSH host key is set for {one.name}: {annotate(one.name)}"
+            )
         first, second = (_of_family(one.addresses, like, taken)
                          for like in (spec.vip.address, spec.vip.secondary_address))  # fmt: skip
         values = {"name": one.name, "address": first, "secondaryAddress": second, "hostKey": one.host_key}
@@ -260,6 +261,11 @@ def _spare(snapshot: Snapshot, spec: Spec, listed: Members, old: str) -> Node | 
             return Wait("SpareInvalid", f"{why}: {next(explain(error, Node))}")
     return Wait("NoSpare", f"{old} is gone, and no machine can take its place: it needs a control-plane Node that is "
                 f"Ready and has the label {SPARE}")  # fmt: skip
+
+
+def annotate(name: str) -> str:
+    """The command that tells the SSH host key of the Node *name*."""
+    return f"kubectl annotate node {name} {HOST_KEY}='ssh-ed25519 AAAA...'"
 
 
 def _of_family(addresses: Sequence[str], like: str | None, taken: Collection[str]) -> str | None:

@@ -18,7 +18,7 @@ from kubeadm_registry.config import Node, RegistryCluster, from_object
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import probes, replacement
 from kubeadm_registry.operator.conditions import Verdict, failure, rfc3339, seconds_of
-from kubeadm_registry.operator.objects import CUSTOM, Object, Objects
+from kubeadm_registry.operator.objects import CUSTOM, Object, Objects, addresses, annotation
 from kubeadm_registry.operator.replacement import Machine, Replace, Seen, Snapshot
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.transport.ssh import UNREACHABLE
@@ -307,11 +307,11 @@ def _machine(found: Object) -> Machine:
     ready = next((one for one in status.get("conditions", ()) if one["type"] == "Ready"), None)
     return Machine(
         metadata["name"],
-        tuple(one["address"] for one in status.get("addresses", ()) if one["type"] == "InternalIP"),
+        addresses(found),
         ready is not None and ready["status"] == "True",
         seconds_of(ready["lastTransitionTime"] if ready is not None else metadata["creationTimestamp"]),
         replacement.SPARE in labels and _CONTROL_PLANE in labels,
-        (metadata.get("annotations") or {}).get(replacement.HOST_KEY, ""),
+        annotation(found, replacement.HOST_KEY),
     )  # fmt: skip
 
 

@@ -71,17 +71,38 @@ class Reporter(Protocol):
 class Silent:
     """A Reporter that tells nobody; for those that tell of little."""
 
-    def phase(self, path: str, summary: str) -> None: ...  # noqa: D102
-    def action(self, action: Action, *, dry_run: bool) -> None: ...  # noqa: D102
-    def done(self, action: Action, seconds: float) -> None: ...  # noqa: D102
-    def deferred(self, path: str, host: str, reason: str) -> None: ...  # noqa: D102
-    def problem(self, problem: Problem) -> None: ...  # noqa: D102
-    def check(self, host: str, name: str, *, ok: bool) -> None: ...  # noqa: D102
-    def note(self, text: str, *, host: str = "", level: Level = "info") -> None: ...  # noqa: D102
-    def command(self, ran: Ran) -> None: ...  # noqa: D102
-    def progress(self, done: int, total: int) -> None: ...  # noqa: D102
-    def error(self, error: Error) -> None: ...  # noqa: D102
-    def result(self, summary: str, **facts: object) -> None: ...  # noqa: D102
+    def phase(self, path: str, summary: str) -> None:
+        """See Reporter."""
+
+    def action(self, action: Action, *, dry_run: bool) -> None:
+        """See Reporter."""
+
+    def done(self, action: Action, seconds: float) -> None:
+        """See Reporter."""
+
+    def deferred(self, path: str, host: str, reason: str) -> None:
+        """See Reporter."""
+
+    def problem(self, problem: Problem) -> None:
+        """See Reporter."""
+
+    def check(self, host: str, name: str, *, ok: bool) -> None:
+        """See Reporter."""
+
+    def note(self, text: str, *, host: str = "", level: Level = "info") -> None:
+        """See Reporter."""
+
+    def command(self, ran: Ran) -> None:
+        """See Reporter."""
+
+    def progress(self, done: int, total: int) -> None:
+        """See Reporter."""
+
+    def error(self, error: Error) -> None:
+        """See Reporter."""
+
+    def result(self, summary: str, **facts: object) -> None:
+        """See Reporter."""
 
 
 class Meter:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from kubeadm_registry.access import session
+from kubeadm_registry.access import client_nodes, session
 from kubeadm_registry.access.collecting import Place, Values, invalid
 from kubeadm_registry.components import replacing
 from kubeadm_registry.config import RegistryCluster
@@ -23,11 +22,10 @@ from kubeadm_registry.config.client_list import ClientNode
 from kubeadm_registry.config.model import Model
 from kubeadm_registry.config.values import Address, DnsName, HostKey
 from kubeadm_registry.engine.report import Silent
-from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.phases.workflows import MIRRORS
 from kubeadm_registry.printable import Level
-from kubeadm_registry.transport.host import Host, Transport
+from kubeadm_registry.transport.host import Transport
 from kubeadm_registry.transport.ssh import ROOT, connect
 
 
@@ -66,15 +64,14 @@ def point(
             "the nodes have no SSH key for other machines", host=place.host.name, code="ClientsForbidden",
             hint="run `kubeadm-registry operator install --replace-nodes`, or `mirrors apply` for that node",
         )  # fmt: skip
-    notes = _Notes()
-    with closing(reach_(place.cluster.config, client)) as transport:
-        alone = replace(place.cluster, hosts=(Host(client.name, client.address, transport),))
-        try:
-            actions = run(MIRRORS, alone, notes, headings=False)
-        except PreflightFailed as error:
-            found = "; ".join(one.text for one in error.problems if not one.ignored)
-            raise Error(found, host=client.name, code=error.code, hint="see docs/containerd.md") from error
-    return {"changes": len(actions), "notes": notes.said}
+    notes, listed = _Notes(), [ClientNode(client.name, client.address)]
+    [done] = client_nodes.run_each(
+        MIRRORS, place.cluster, listed, lambda _: reach_(place.cluster.config, client), notes
+    )
+    if (failed := done.error) is not None:
+        hint = "see docs/containerd.md" if isinstance(failed, PreflightFailed) else failed.hint
+        raise Error(done.reason, host=client.name, code=failed.code, hint=hint) from failed
+    return {"changes": len(done.actions), "notes": notes.said}
 
 
 class _Notes(Silent):

@@ -14,12 +14,11 @@ from typing import Any
 
 from kubeadm_registry import paths
 from kubeadm_registry.access import questions
-from kubeadm_registry.access.collecting import POINT, STEPS, Place
+from kubeadm_registry.access.collecting import POINT, STEPS, Place, Step
 from kubeadm_registry.cluster import Cluster, read_vault
 from kubeadm_registry.components import helper, programs
 from kubeadm_registry.errors import Error, HostBusy
 from kubeadm_registry.formats import Damaged
-from kubeadm_registry.helper import clients
 from kubeadm_registry.registry import SILENCE, Login, Registry
 from kubeadm_registry.transport.host import Host
 from kubeadm_registry.transport.local import Local
@@ -65,11 +64,20 @@ def work(step: str, host: Host, place_of: Callable[[Host], Place] = here) -> Non
         place = place_of(host)
         if step in ACTS and (holder := host.transport.lock("the operator's helper")) is not None:
             raise HostBusy(f"locked by another run: {holder}", hint="wait until it is done")
-        said = {"result": dict((clients.point if step == POINT else STEPS[step])(place, values))}
+        said = {"result": dict(_does(step)(place, values))}
     except Error as error:
         said = dict(questions.told(error))
         sys.stderr.write(f"[{error.code}] {error.message}\n")
     host.write(helper.result_path(step), helper.RESULT.render({"ticket": ticket, **said}), mode=0o600)
+
+
+def _does(step: str) -> Step:
+    """What does *step*. Those that free space, while pushes wait, start without what a client node takes."""
+    if step == POINT:
+        from kubeadm_registry.helper import clients
+
+        return clients.point
+    return STEPS[step]
 
 
 def requested(host: Host, step: str) -> tuple[str, Mapping[str, Any]]:

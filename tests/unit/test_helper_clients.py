@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +106,10 @@ def test_the_helper_takes_it_as_a_step(place: Place, worker: Rooted, monkeypatch
     space.work(POINT, place.host, lambda _: place)
     found = helper.RESULT.parse(place.host.read(helper.result_path(POINT)) or b"").values
     assert found["result"] == {"changes": 3, "notes": [place.host.name]}
+
+
+def test_steps_that_free_space_start_without_what_that_takes() -> None:
+    """Each is a process of its own, and pushes wait for it."""
+    program = "import sys, kubeadm_registry.helper.space; print([one for one in sys.modules if '.phases' in one])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
