@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from urllib.parse import quote
 
 from kubeadm_registry.access.collecting import POINT, Member, Values
 from kubeadm_registry.config import RegistryCluster
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator.conditions import Verdict
-from kubeadm_registry.operator.objects import Object, Objects, addresses, annotation
+from kubeadm_registry.operator.objects import Object, Objects, annotation
 from kubeadm_registry.operator.replacement import HOST_KEY, annotate
 from kubeadm_registry.printable import counted
 from kubeadm_registry.transport.ssh import UNREACHABLE
+from kubeadm_registry.upkeep import nodes
 
 KIND = "ClientNodes"
-LABEL = "kubeadm-registry.dev/client"
-#: Nodes in one answer of the API server.
-_PAGE = 500
 #: Seconds until a node is configured again: where that failed, and where it did not and may have been installed anew.
 AGAIN, DAILY = 600.0, 86400.0
 #: While containerd does not start on so many of them, no other node is begun.
@@ -65,7 +62,7 @@ class Clients:
         *ca* is the CA that they are to trust; *members* are None without a key for them. *lead* is called before each,
         and raises Lost. Raises ConnectionFailed.
         """
-        found = {one.name: one for one in _listed(objects, cluster)}
+        found = {one.name: one for one in map(_client, nodes.clients(objects.get, cluster.spec))}
         self._known = self._known or bool(found)
         self._done = {name: done for name, done in self._done.items() if name in found}
         broken = {name for name, done in self._done.items() if done.code in _RESTARTS}
@@ -106,24 +103,8 @@ class Clients:
         return Verdict(KIND, False, first.code, f"{which} {first.message}")
 
 
-def _listed(objects: Objects, cluster: RegistryCluster) -> Iterator[Client]:
-    """The Nodes with the label that are no nodes of the registry. Raises ConnectionFailed."""
-    members = {node.name for node in cluster.spec.nodes}
-    taken = {address for node in cluster.spec.nodes for address in node.addresses}
-    after = ""
-    while True:
-        page = objects.get(f"/api/v1/nodes?labelSelector={LABEL}&limit={_PAGE}{after}") or {}
-        for one in page.get("items", ()):
-            client = _client(one)
-            if client.name not in members and client.address not in taken:
-                yield client
-        if not (token := page.get("metadata", {}).get("continue")):
-            return
-        after = f"&continue={quote(token)}"
-
-
 def _client(found: Object) -> Client:
-    return Client(found["metadata"]["name"], next(iter(addresses(found)), ""), annotation(found, HOST_KEY))
+    return Client(found["metadata"]["name"], next(iter(nodes.addresses(found)), ""), annotation(found, HOST_KEY))
 
 
 def _configured(client: Client, members: Sequence[Member] | None) -> Values:

@@ -119,12 +119,6 @@ class Objects:
             return self._api.send(method, path, content, kind=kind, seconds=self._times.margin)
 
 
-def addresses(node: Object) -> tuple[str, ...]:
-    """The addresses of a Node inside the cluster (InternalIP), in its order."""
-    found = node.get("status", {}).get("addresses", ())
-    return tuple(one["address"] for one in found if one["type"] == "InternalIP")
-
-
 def annotation(found: Object, name: str) -> str:
     """The annotation *name* of an object; empty if it has none."""
     return str((found["metadata"].get("annotations") or {}).get(name, ""))

@@ -18,10 +18,11 @@ from kubeadm_registry.config import Node, RegistryCluster, from_object
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import probes, replacement
 from kubeadm_registry.operator.conditions import Verdict, failure, rfc3339, seconds_of
-from kubeadm_registry.operator.objects import CUSTOM, Object, Objects, addresses, annotation
+from kubeadm_registry.operator.objects import CUSTOM, Object, Objects, annotation
 from kubeadm_registry.operator.replacement import Machine, Replace, Seen, Snapshot
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.transport.ssh import UNREACHABLE
+from kubeadm_registry.upkeep.nodes import addresses
 
 KIND = "NodesInPlace"
 #: Why nothing is begun: the last work was killed, by whatever.

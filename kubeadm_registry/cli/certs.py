@@ -27,6 +27,7 @@ from kubeadm_registry.cli.others import (
     no_clients_option,
     nodes_option,
     operator_of,
+    refuse_unlisted,
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.tables import columns, wide_screen
@@ -139,9 +140,9 @@ def renew(
     with session.cluster(cluster_file, terminal.prompts(), reporter.note) as cluster:
         session.installed_secrets(cluster.vault)
         if authority:
-            others = Others(
-                cluster_file, listed, operator_of(cluster, kubeconfig), reporter, what="the CA", dry_run=dry_run
-            )
+            operator = operator_of(cluster, kubeconfig)
+            refuse_unlisted(operator, listed, cluster_file.spec)
+            others = Others(cluster_file, listed, operator, reporter, what="the CA", dry_run=dry_run)
             actions = replace_authority(cluster, reporter, others, trust_only=trust_only, dry_run=dry_run)
         else:
             actions = renew_leaves(cluster, reporter, names or [host.name for host in cluster.hosts], dry_run=dry_run)

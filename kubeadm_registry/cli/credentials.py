@@ -19,6 +19,7 @@ from kubeadm_registry.cli.others import (
     no_clients_option,
     nodes_option,
     operator_of,
+    refuse_unlisted,
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.workflows import summary
@@ -117,12 +118,15 @@ def rotate(
         raise ConfigError(f"--role {keys[0]} cannot be combined with another role", code="UsageInvalid")
     roles = tuple(role for role in roles if role in rotation.LOGINS)
     listed: tuple[ClientNode, ...] = ()
-    if "pull" in roles and not cluster_file.spec.proxy.anonymous_pull:
+    pulls = "pull" in roles and not cluster_file.spec.proxy.anonymous_pull
+    if pulls:
         listed = clients(nodes, cluster_file.spec, no_clients=no_clients, what="--role pull")
     # With the programs that run: a bundle that lies here is for `upgrade`.
     with session.cluster(cluster_file, terminal.prompts(), reporter.note) as cluster:
         session.installed_secrets(cluster.vault)
-        operator = operator_of(cluster, kubeconfig) if "push" in roles else None
+        operator = operator_of(cluster, kubeconfig) if pulls or "push" in roles else None
+        if pulls:
+            refuse_unlisted(operator, listed, cluster_file.spec)
         actions: list[Action] = []
         if roles:
             if not finish and (two := [role for role in roles if role in rotation.overlapping(cluster.secrets)]):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -15,6 +17,7 @@ from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.workflows import MIRRORS
+from kubeadm_registry.upkeep import nodes
 from kubeadm_registry.upkeep.api import Api
 
 nodes_option = click.option(
@@ -59,6 +62,27 @@ def operator_of(cluster: Cluster, kubeconfig: Path | None) -> Api | None:
             hint="pass --kubeconfig FILE, or remove it with `kubeadm-registry operator uninstall`",
         )  # fmt: skip
     return api_of(kubeconfig)
+
+
+def refuse_unlisted(operator: Api | None, listed: Sequence[ClientNode], spec: Spec) -> None:
+    """Raise ConfigError (ClientsUnlisted) if *listed* lack a Node that the operator configures as a client node.
+
+    Raises ConnectionFailed as well.
+    """
+    if operator is None:
+        return
+    known = {word for client in listed for word in (client.name, client.address)}
+    missing = {
+        node["metadata"]["name"]: f"{node['metadata']['name']} {next(iter(nodes.addresses(node)), 'ADDRESS')}"
+        for node in nodes.clients(partial(installing.read, operator), spec)
+        if known.isdisjoint((node["metadata"]["name"], *nodes.addresses(node)))
+    }
+    if missing:
+        raise ConfigError(
+            f"these Nodes have the label {nodes.CLIENT} and are not in the list of client nodes: {', '.join(missing)}",
+            code="ClientsUnlisted",
+            hint=f"add to the file that --nodes names: {'; '.join(missing.values())}",
+        )
 
 
 class Others:

@@ -77,7 +77,7 @@ class HelperKey:
 
 def helper_key(api: Api) -> HelperKey:
     """The key in the Secret that is there, or a new one. Raises ConnectionFailed."""
-    before = _decoded(_read(api, path_of(secret({}))))
+    before = _decoded(read(api, path_of(secret({}))))
     return HelperKey.of(before.get("helper-key", ""), before.get("helper-hosts", ""))
 
 
@@ -117,7 +117,7 @@ def refuse_older(api: Api) -> None:
     The API server drops what a definition does not know when it writes an object. Raises ConnectionFailed.
     """
     for one in (each.as_object() for each in DEFINITIONS):
-        there = _read(api, path_of(one))
+        there = read(api, path_of(one))
         if there is not None and (more := sorted(_fields(there) - _fields(one))):
             raise NewerFormat(
                 f"{_title(one)} is that of a newer release, with {counted(len(more), 'field')} that this one does not "
@@ -163,7 +163,7 @@ def install(
         apply(api, one, tell, dry_run=dry_run)
     namespace, *others = installation(config, pulled_as=image, api_ports=api_ports(api))
     apply(api, namespace, tell, dry_run=dry_run)
-    before = _read(api, path_of(secret({})))
+    before = read(api, path_of(secret({})))
     apply(api, secret(credentials(secrets, _decoded(before), helper)), tell, dry_run=dry_run)
     for one in others:
         apply(api, one, tell, dry_run=dry_run)
@@ -181,7 +181,7 @@ def install(
 def api_ports(api: Api) -> set[int]:
     """Where the API servers of the cluster listen, behind the Service ``kubernetes``. Raises ConnectionFailed."""
     slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-    found = _read(api, f"{slices}?labelSelector=kubernetes.io/service-name%3Dkubernetes") or {"items": []}
+    found = read(api, f"{slices}?labelSelector=kubernetes.io/service-name%3Dkubernetes") or {"items": []}
     return {port["port"] for one in found["items"] for port in one.get("ports") or () if port.get("port")}
 
 
@@ -190,7 +190,7 @@ def refresh(api: Api, secrets: Secrets, tell: Tell) -> None:
 
     The operator reads it for each round, so it needs no restart. Raises ConnectionFailed.
     """
-    before = _read(api, path_of(secret({})))
+    before = read(api, path_of(secret({})))
     if before is not None:
         there = _decoded(before)
         apply(api, secret({**there, **credentials(secrets, there, None)}), tell)
@@ -211,7 +211,7 @@ def uninstall(api: Api, config: RegistryCluster, tell: Tell, *, dry_run: bool = 
 
 def _delete(api: Api, one: Object, tell: Tell, *, dry_run: bool = False) -> None:
     if dry_run:
-        if _read(api, path_of(one)) is not None:
+        if read(api, path_of(one)) is not None:
             tell(f"{_title(one)} would be deleted")
         return
     answer = api.send("DELETE", path_of(one), b'{"propagationPolicy": "Background"}', seconds=_REQUEST)
@@ -240,14 +240,14 @@ def status(api: Api, *, seconds: float = 20.0) -> Found:
 
     Raises ConnectionFailed.
     """
-    deployment = _read(api, _DEPLOYMENT)
+    deployment = read(api, _DEPLOYMENT)
     if deployment is None:
         return Found(installed=False)
     start, end = _lease(api), time.monotonic() + seconds
     now = start
     while start.holder and not (now := _lease(api)).renewed_since(start) and time.monotonic() < end:
         time.sleep(_EVERY)
-    listed = _read(api, f"/apis/{GROUP}/{VERSION}/registryclusters") or {"items": []}
+    listed = read(api, f"/apis/{GROUP}/{VERSION}/registryclusters") or {"items": []}
     found: dict[str, Any] = next(iter(listed["items"]), {})
     return Found(
         True,
@@ -263,7 +263,7 @@ def status(api: Api, *, seconds: float = 20.0) -> Found:
 def apply(api: Api, one: Object, tell: Tell, *, dry_run: bool = False) -> None:
     """Apply *one*, and say whether that changed something, or would (*dry_run*). Raises ConnectionFailed."""
     path = path_of(one)
-    before = _read(api, path)
+    before = read(api, path)
     if dry_run and before is None:  # nor may its namespace be there
         tell(f"{_title(one)} would be created")
         return
@@ -301,21 +301,21 @@ class _Lease:
 
 
 def _lease(api: Api) -> _Lease:
-    found = _read(api, f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}")
+    found = read(api, f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{LEASE}")
     if found is None:
         return _Lease("", "")
     return _Lease(found.get("spec", {}).get("holderIdentity") or "", found["metadata"]["resourceVersion"])
 
 
 def _is_established(api: Api, path: str) -> bool:
-    found = _read(api, path) or {}
+    found = read(api, path) or {}
     conditions = found.get("status", {}).get("conditions", ())
     return any(one["type"] == "Established" and one["status"] == "True" for one in conditions)
 
 
 def _is_rolled_out(api: Api) -> bool:
     """Whether all pods are those of the present Deployment; also where there never were any."""
-    found = _read(api, _DEPLOYMENT) or {}
+    found = read(api, _DEPLOYMENT) or {}
     status = found.get("status", {})
     if "observedGeneration" not in status:
         return True
@@ -327,7 +327,8 @@ def _decoded(found: Object | None) -> dict[str, str]:
     return {key: base64.b64decode(value).decode() for key, value in ((found or {}).get("data") or {}).items()}
 
 
-def _read(api: Api, path: str) -> dict[str, Any] | None:
+def read(api: Api, path: str) -> dict[str, Any] | None:
+    """The object at *path* of the API; None if there is none. Raises ConnectionFailed."""
     answer = api.get(path, by=time.monotonic() + _REQUEST)
     if answer.status == http.HTTPStatus.NOT_FOUND:
         return None

@@ -13,7 +13,6 @@ import pytest
 from kubeadm_registry.custom_resources.names import NAMESPACE
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.oci import canary
-from kubeadm_registry.operator.clients import LABEL
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Leadership, Lost, Times
 from kubeadm_registry.operator.objects import Objects
@@ -21,6 +20,7 @@ from kubeadm_registry.operator.plans import APPROVE
 from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.upkeep import store
 from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
+from kubeadm_registry.upkeep.nodes import CLIENT
 from tests.lab.fresh import require_frontend
 from tests.lab.programs import cached
 from tests.lab.settings import FRONTENDS
@@ -188,7 +188,7 @@ def test_another_authority_is_not_trusted(operator: Operator, there: Site) -> No
 def test_new_workers_are_found_by_their_label(operator: Operator) -> None:
     """With the rights that it has, and no key for the nodes."""
     nodes = [{"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
-             for name, labels in (("w-1", {LABEL: ""}), ("w-2", {}))]  # fmt: skip
+             for name, labels in (("w-1", {CLIENT: ""}), ("w-2", {}))]  # fmt: skip
     assert operator.server.send("apply", nodes).taken
     try:
         operator.rounds.clients()

@@ -19,9 +19,12 @@ from kubeadm_registry.cli.main import cli
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import helper
 from kubeadm_registry.config.client_list import ClientNode
+from kubeadm_registry.custom_resources import installing
 from kubeadm_registry.errors import ConnectionFailed
 from kubeadm_registry.phases import certificates
 from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.upkeep.api import Answer
+from kubeadm_registry.upkeep.nodes import CLIENT
 from tests.unit.fake_cluster import authority
 from tests.unit.installed import fresh
 
@@ -52,6 +55,25 @@ class Site:
     def stages(self) -> set[str]:
         files = [server.content(secrets.PATH) for server in self.fake.servers.values()]
         return {rotation.stage(Secrets.from_json(content)) for content in files}
+
+
+class Operated:
+    """An API server: what the operator was *told*, and the *nodes* that it configures, with their addresses."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.nodes: dict[str, list[str]] = {}
+
+    def get(self, path: str, *, by: float) -> Answer:
+        assert path == f"/api/v1/nodes?labelSelector={CLIENT}&limit=500"
+        items = [
+            {
+                "metadata": {"name": name},
+                "status": {"addresses": [{"type": "InternalIP", "address": at} for at in all_]},
+            }
+            for name, all_ in self.nodes.items()
+        ]
+        return Answer(200, json.dumps({"metadata": {}, "items": items}).encode())
 
 
 @pytest.fixture
@@ -146,18 +168,37 @@ def test_both_are_printed_while_both_are_trusted(site: Site, monkeypatch: pytest
     assert printed.count("BEGIN CERTIFICATE") == 2
 
 
-def test_an_operator_must_be_told_as_well(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def operated(site: Site, monkeypatch: pytest.MonkeyPatch) -> Operated:
+    """The operator is installed."""
     for server in site.fake.servers.values():
         server.put(helper.KEYS, b"a key\n")
+    made = Operated()
+    monkeypatch.setattr(installing, "refresh", lambda _, secrets, __: made.told.append(rotation.stage(secrets)))
+    monkeypatch.setattr("kubeadm_registry.cli.operator.api_of", lambda _: made)
+    monkeypatch.setattr(helper, "_programs", lambda _: iter(()))
+    return made
+
+
+def test_an_operator_must_be_told_as_well(site: Site, operated: Operated) -> None:
     said = renew("--ca", "--no-clients", code=2)
     assert "the operator is installed and must be updated as well" in said["message"]
     assert site.stages() == {""}
-    told: list[str] = []
-    monkeypatch.setattr(others.installing, "refresh", lambda _, secrets, __: told.append(rotation.stage(secrets)))
-    monkeypatch.setattr("kubeadm_registry.cli.operator.api_of", lambda _: object())
-    monkeypatch.setattr(helper, "_programs", lambda _: iter(()))
     renew("--ca", "--no-clients", "--kubeconfig", "admin.conf")
-    assert told == ["trust", "issue", "remove"]
+    assert operated.told == ["trust", "issue", "remove"]
+
+
+def test_a_node_that_the_operator_configures_must_be_listed(site: Site, operated: Operated) -> None:
+    by_name, by_address = {"w1": ["192.0.2.1"]}, {"node-22": ["fd00::22", "10.0.0.22"]}
+    operated.nodes = by_name | by_address | {"w3": ["10.0.0.23", "fd00::23"], "w4": []}
+    said = renew(*ALL, "--kubeconfig", "admin.conf", code=2)
+    assert said["code"] == "ClientsUnlisted"
+    assert said["message"].endswith(" and are not in the list of client nodes: w3, w4")
+    assert said["hint"] == "add to the file that --nodes names: w3 10.0.0.23; w4 ADDRESS"
+    assert (site.stages(), operated.told) == ({""}, [])
+    operated.nodes = by_name | by_address | {"cp-1": ["10.0.0.1"]}  # the last is a node of the registry
+    renew(*ALL, "--kubeconfig", "admin.conf")
+    assert operated.told == ["trust", "issue", "remove"]
 
 
 def test_a_dry_run_changes_nothing(site: Site) -> None:

@@ -14,7 +14,9 @@ from kubeadm_registry.access import session
 from kubeadm_registry.cli import others
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.phases import credentials
-from tests.unit.test_cli_certs import Site
+from tests.unit.test_cli_certs import Operated, Site, operated
+
+__all__ = ["operated"]
 
 
 @pytest.fixture
@@ -84,3 +86,15 @@ def test_the_former_password_stays_while_a_client_node_lacks_the_new_one(site: S
     site.away = set()
     rotate(*pull, "--finish")
     assert site.fake.cluster.secrets.passwords("pull") == (new,)
+
+
+def test_a_node_that_the_operator_configures_must_be_listed(site: Site, operated: Operated) -> None:
+    """Only where the password is one that client nodes have."""
+    operated.nodes = {"w3": ["10.0.0.23"]}
+    pull, before = ("--role", "pull", "--kubeconfig", "admin.conf"), site.fake.cluster.secrets.pull_password
+    for more in ((), ("--finish",)):
+        said = rotate(*pull, "--file", "closed.yaml", "--nodes", "clients.txt", *more, code=2)
+        assert (said["code"], said["hint"]) == ("ClientsUnlisted", "add to the file that --nodes names: w3 10.0.0.23")
+    assert site.fake.cluster.secrets.passwords("pull") == (before,)
+    rotate(*pull)
+    rotate("--role", "push", "--kubeconfig", "admin.conf")

@@ -12,7 +12,7 @@ from kubeadm_registry import config
 from kubeadm_registry.access.collecting import POINT
 from kubeadm_registry.errors import ConnectionFailed, Error
 from kubeadm_registry.operator import clients
-from kubeadm_registry.operator.clients import AGAIN, DAILY, LABEL
+from kubeadm_registry.operator.clients import AGAIN, DAILY
 from kubeadm_registry.operator.figures import Figures
 from kubeadm_registry.operator.leadership import Lost
 from kubeadm_registry.operator.replacement import HOST_KEY
@@ -20,15 +20,16 @@ from kubeadm_registry.operator.rounds import Rounds
 from kubeadm_registry.operator.way import Way
 from kubeadm_registry.retention.order import Caller
 from kubeadm_registry.transport.ssh import UNREACHABLE
+from kubeadm_registry.upkeep.nodes import CLIENT
 
 SPEC = config.parse(config.SMALLEST, "x")
-LIST = f"/api/v1/nodes?labelSelector={LABEL}&limit=500"
+LIST = f"/api/v1/nodes?labelSelector={CLIENT}&limit=500"
 
 
 def worker(name: str, at: str = "10.0.1.1", key: str = "ssh-ed25519 AAAA") -> dict[str, Any]:
     addresses = [{"type": "Hostname", "address": name}, *([{"type": "InternalIP", "address": at}] if at else [])]
     return {
-        "metadata": {"name": name, "labels": {LABEL: ""}, "annotations": {HOST_KEY: key} if key else None},
+        "metadata": {"name": name, "labels": {CLIENT: ""}, "annotations": {HOST_KEY: key} if key else None},
         "status": {"addresses": addresses},
     }
 
