@@ -34,6 +34,8 @@ ROOT = Path(__file__).parents[2]
 SERVERS = ("h1", "h2", "h3")
 CLIENT = "h4"
 VIP_NUMBER = 100
+#: Seconds that a bundle of other sources is kept: a lab beside this one may use it.
+_KEPT = 6 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -402,9 +404,11 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
     target = cache() / "bundles" / f"{name}-{key.hexdigest()[:16]}.tar"
     with locked(cache() / "bundles" / f"lock-{name}"):
         if target.exists():
+            os.utime(target)
             return target
         for old in target.parent.glob(f"{name}-*.tar"):
-            old.unlink()
+            if time.time() - old.stat().st_mtime > _KEPT:
+                old.unlink()
         say(f"making the bundle for {frontend}, about a minute, once; it is kept in {target}")
         options = [f"--program={program}={path}" for program, path in given.items()]
         if layout is not None:
@@ -431,9 +435,14 @@ def bundle(frontend: str = "distribution", *, layout: Path | None = None) -> Pat
 
 
 def _sources(package: ModuleType) -> list[Path]:
-    """The files of *package*, also in folders that are links, without what Python makes of them."""
+    """The files of *package*, also in folders that are links, without what tools keep beside them."""
     folders = os.walk(Path(package.__file__ or "").parent, followlinks=True)
-    return sorted(Path(folder) / name for folder, _, names in folders if "__pycache__" not in folder for name in names)
+    return sorted(
+        Path(folder) / name
+        for folder, _, names in folders
+        if not Path(folder).name.startswith((".", "__pycache__"))
+        for name in names
+    )
 
 
 def repeat(default: int = 1) -> int:
