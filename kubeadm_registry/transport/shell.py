@@ -37,6 +37,9 @@ from kubeadm_registry.transport.process import KILL_AFTER, MARGIN, STATUS, Spawn
 AT_ONCE = 32
 #: Seconds between two looks for an answer: so exactly it is known when the next command began.
 LOOK = 0.5
+#: Seconds without a word after which a machine that holds a lock by SSH has vanished: each says something every few
+#: seconds (``ssh_config.LONGEST_KEEPALIVE``).
+SILENT = 60.0
 #: Seconds in which an upload must move.
 STALL = 120.0
 #: Seconds to flush a large file to a slow disk.
@@ -55,8 +58,8 @@ fi
 id -u </dev/null
 """
 
-#: Takes the lock ``$1`` for ``$2`` on descriptor 9 of the shell itself. Status 75: held, by whom is on standard output.
-#: Status 77: it was the lock of a run that ended just then, which removed the file; try again.
+#: Takes the lock ``$1`` for ``$2``, who comes by ``$3``, on descriptor 9 of the shell itself. Status 75: held, by whom
+#: is on standard output. Status 77: it was the lock of a run that ended just then, which removed the file; try again.
 #: A redirection that fails ends a POSIX shell, hence the trial in a subshell. Only root may open the file: who can read
 #: it can hold the lock (flock(2)), and keep out every run.
 _LOCK = """
@@ -65,7 +68,7 @@ if ( umask 077 && : >>"$1" && chmod 600 -- "$1" ) && umask 077 && exec 9>>"$1"; 
   flock -n 9 </dev/null
   case $?$([ "$1" -ef /proc/self/fd/9 ] || echo gone) in
   0gone) exec 9>&-; (exit 77) ;;
-  0) printf '%s, since %s, process %s\\n' "$2" "$(date -u +%Y-%m-%dT%H:%M:%SZ 9>&-)" "$$" >"$1.who" ;;
+  0) printf '%s, since %s, %sprocess %s\\n' "$2" "$(date -u +%Y-%m-%dT%H:%M:%SZ 9>&-)" "$3" "$$" >"$1.who" ;;
   1|1gone) exec 9>&-; cat -- "$1.who" </dev/null 2>/dev/null; (exit 75) ;;
   *) exec 9>&-; (exit 76) ;;
   esac
@@ -73,6 +76,20 @@ else
   umask 022
   (exit 76)
 fi
+"""
+
+#: Ends the SSH connection by which a run holds the lock ``$1``, if nothing came through it for ``$2`` ms, and waits a
+#: moment for what the run does just then. All connections of that sshd count, also those that it forwards.
+_END_SILENT = """
+holder=$(sed -n 's/.*, by SSH, process \\([0-9]*\\)$/\\1/p' "$1.who")
+[ "$holder" ] && [ "$1" -ef "/proc/$holder/fd/9" ] || exit 0
+all=$(ss -tnpiOH state established) pid=$holder
+while pid=$(sed -n 's/^PPid:[[:space:]]*//p' "/proc/$pid/status") && [ "${pid:-1}" -gt 1 ]; do
+  silent=$(printf '%s\\n' "$all" | sed -n "/,pid=$pid,/s/.* lastrcv:\\([0-9]*\\).*/\\1/p" | sort -n | head -n 1)
+  [ "$silent" ] || continue
+  [ "$silent" -lt "$2" ] || { kill "$pid" && echo ended && flock -w 5 "$1" true; }
+  break
+done
 """
 
 #: Writes standard input, which must have ``$2`` bytes and the SHA-256 ``$3``, beside ``$1`` and renames it, as
@@ -99,14 +116,18 @@ class Shell:
     The lock is a ``flock`` held by the shell itself on *lock_file*, with who holds it beside it in ``.who``. It ends
     with the shell, and the shell ends as soon as its input does and the command that runs just then is over: on
     ``close``, when this process is killed, when the connection breaks. When this machine vanishes without a word, the
-    host's sshd notices only by ``ClientAliveInterval`` (off by default; then by TCP, after 15 minutes to 2 hours), and
-    the lock stays that long. The line that ``lock`` returns ends in the process to kill in such a case.
+    host's sshd notices only by ``ClientAliveInterval`` (off by default; then by TCP, after 15 minutes to 2 hours). The
+    next one that wants the lock of a shell *by_ssh* ends such a connection. The line that ``lock`` returns ends in the
+    process to kill where it cannot.
     """
 
-    def __init__(self, spawn: Spawn, host: str, *, program: str = "sh", lock_file: str = paths.LOCK) -> None:
+    def __init__(
+        self, spawn: Spawn, host: str, *, program: str = "sh", lock_file: str = paths.LOCK, by_ssh: bool = False
+    ) -> None:
         self._spawn = spawn
         self._host = host
         self._lock_file = lock_file
+        self._way = "by SSH, " if by_ssh else ""
         self._turn = threading.RLock()
         self._waiting: deque[_Question] = deque()
         self._locked = False
@@ -188,8 +209,8 @@ class Shell:
             if self._locked:
                 return None
             for _ in range(5):
-                result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who)
-                if result.code != 77:
+                result = self._script(("flock", self._lock_file), _LOCK, self._lock_file, who, self._way)
+                if result.code != 77 and not (result.code == 75 and self._end_silent()):
                     break
             if result.code == 75:
                 return result.text or "unknown"
@@ -197,6 +218,11 @@ class Shell:
                 raise CommandFailed(result, host=self._host)
             self._locked = True
             return None
+
+    def _end_silent(self) -> bool:
+        """Whether the lock was held by a machine that has vanished, and its connection was ended."""
+        words = ("sh", "-c", _END_SILENT, "lock", self._lock_file, str(round(SILENT * 1000)))
+        return self.run(words, timeout=30).text == "ended"
 
     def close(self) -> None:
         """End the shell and with it the lock; waits a moment for its end. Never raises."""

@@ -80,7 +80,7 @@ class _Ssh:
         self._forwarders: dict[tuple[str, int], Forwarder] = {}
         self._lock = threading.Lock()
         self._began = False
-        self._shell = Shell(self._spawn, target.name)
+        self._shell = Shell(self._spawn, target.name, by_ssh=True)
         self._began = True
         if self._shell.uid != 0:
             raise ConnectionFailed(

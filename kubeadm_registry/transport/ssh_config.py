@@ -23,6 +23,9 @@ from kubeadm_registry.errors import ConnectionFailed
 
 _JUMP = re.compile(r"(?:ssh://)?(?:(?P<user>.+)@)?(?P<host>\[[^\]]+\]|[^:/@]+)(?::(?P<port>\d+))?/?")
 
+#: Seconds between two signs of life, at most: who is silent for ``shell.SILENT`` counts as gone.
+LONGEST_KEEPALIVE = 15
+
 _DEFAULT_KEYS = ("~/.ssh/id_rsa", "~/.ssh/id_ecdsa", "~/.ssh/id_ed25519")
 
 
@@ -140,7 +143,7 @@ def resolve(target: SshTarget, *, jump: bool = False) -> Settings:
         proxy_command=_expand(first("proxycommand"), tokens) or None,
         jumps=tuple(jump for jump in _expand(first("proxyjump"), tokens).split(",") if jump),
         connect_timeout=target.connect_timeout or float(timeout or 0) or 10.0,  # 0 is none, as "none" is
-        keepalive=int(first("serveraliveinterval", "0")) or 5,
+        keepalive=min(int(first("serveraliveinterval", "0")) or 5, LONGEST_KEEPALIVE),
         source=first("bindaddress") or (target.source if hostname == target.address else None),
     )
 

@@ -27,10 +27,20 @@ class Carried:
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 500) -> subprocess.CompletedProcess[str]:
         """Run it with the cluster file as it is now. Raises LabError if *check* is true and it fails."""
+        return self.host.sh(*self._command(*arguments), check=check, timeout=timeout)
+
+    def popen(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it, with its output as text in pipes."""
+        argv = self.host.sh_argv(*self._command(*arguments))
+        return subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def _command(self, *arguments: str) -> tuple[str, ...]:
         ssh = {"ssh.identityFile": "key", "ssh.knownHostsFile": "known_hosts"}
         self.host.put(self.registry.write_file(ssh, name="carried.yaml"), f"{FOLDER}/cluster.yaml")
         script = 'cd -- "$1"; shift; exec tool/bin/kubeadm-registry "$@"'
-        return self.host.sh("sh", "-ec", script, "carried", FOLDER, *arguments, check=check, timeout=timeout)
+        return ("sh", "-ec", script, "carried", FOLDER, *arguments)
 
     def put(self, source: Path) -> str:
         """Carry a file there as well; its name for ``run``."""

@@ -6,6 +6,7 @@ workflow as often, at another change each time.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,11 @@ import pytest
 
 from kubeadm_registry.phases.certificates import STAGES
 from kubeadm_registry.phases.credentials import KEYS
+from kubeadm_registry.transport.shell import SILENT
 from tests.lab import images
 from tests.lab.carried import FOLDER, Carried, carried
 from tests.lab.changing import REPOSITORY, Changing, changing
-from tests.lab.killing import complete, kill
+from tests.lab.killing import RELEASED, complete, kill
 from tests.lab.registry import repeat
 from tests.lab.settings import FRONTENDS
 from tests.lab.test_backup import backed_up, restore_from
@@ -48,9 +50,9 @@ def layout(registry: Changing) -> int:
     return int(registry.ask_garage(registry.servers[OTHER], "GetClusterLayout")["version"])
 
 
-def converges(registry: Changing, other: Carried, *arguments: str) -> None:
-    """The other server completes it, and nothing is left to be done."""
-    complete(lambda: other.run(*arguments, check=False))
+def converges(registry: Changing, other: Carried, *arguments: str, seconds: float = RELEASED) -> None:
+    """The other server completes it, and nothing is left to be done. Locks are free after so many *seconds*."""
+    complete(lambda: other.run(*arguments, check=False), seconds=seconds)
     registry.forget_logins()
     registry.ca.unlink(missing_ok=True)
     registry.wait_copied()
@@ -145,6 +147,27 @@ def test_init_and_reset(registry: Changing, other: Carried, tmp_path: Path) -> N
         complete(lambda: other.run("reset", "--yes", check=False))
         kill(registry, seed, "init", "--bundle", str(registry.bundle))
         converges(registry, other, "init", "--bundle", "bundle.tar")
+
+
+def test_the_node_from_which_all_was_run_loses_its_power_in_the_middle_of_a_run(
+    registry: Changing, other: Carried
+) -> None:
+    """Its connections stand, and with them its locks, until the next run ends them."""
+    old = registry.lab.hosts["h2"]
+    with carried(registry, old, registry.bundle) as usual:
+        process = usual.popen("certs", "renew", "-o", "json")
+        assert process.stdout is not None
+        changes = (event for event in map(json.loads, process.stdout) if event["event"] == "change")
+        next(one for one in changes if one["host"] != old.name)
+        old.power_cut()
+        process.kill()
+        process.communicate()
+        registry.become("h1", "h6", "h3")
+        bundle = ("--yes", "--bundle", "bundle.tar")
+        converges(registry, other, "replace", "h2", "h6", *bundle, seconds=SILENT + RELEASED)
+        old.reinstall()
+    registry.become("h1", "h2", "h3")
+    converges(registry, other, "replace", "h6", "h2", *bundle)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

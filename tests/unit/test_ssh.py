@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry.errors import CommandTimeout, ConnectionFailed
-from kubeadm_registry.transport import process, ssh, ssh_forward, ssh_keys, ssh_login
+from kubeadm_registry.transport import process, shell, ssh, ssh_forward, ssh_keys, ssh_login
 from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.transport.shell import Shell
 from kubeadm_registry.transport.ssh import SshTarget, connect
@@ -226,27 +226,74 @@ def test_the_lock_ends_with_the_connection(server, login):
     assert two.lock("bob") is None
 
 
-def test_the_lock_ends_when_the_program_is_killed(server, login, tmp_path):
+@contextlib.contextmanager
+def holding(server, tmp_path, *words, config=NOWHERE, root=ME):
+    """Another program that holds the lock and then has the host run *words*."""
     program = f"""
 import functools, pathlib, sys
 sys.path[:0] = {sys.path!r}
 from kubeadm_registry.transport import ssh
 from kubeadm_registry.transport.shell import Shell
-ssh.ROOT = {ME!r}
+ssh.ROOT = {root!r}
 ssh.Shell = functools.partial(Shell, lock_file={str(tmp_path / "lock")!r})
-host = ssh.connect(ssh.SshTarget("cp-1", "127.0.0.1", port={server.port}, config_file=pathlib.Path("/dev/null"),
+host = ssh.connect(ssh.SshTarget("cp-1", "127.0.0.1", port={server.port}, config_file=pathlib.Path({str(config)!r}),
     identity_file=pathlib.Path({str(server.user_key)!r}), known_hosts_file=pathlib.Path({str(server.known)!r})))
-print(host.lock("the killed one"), flush=True)
+print(host.lock("the other one"), flush=True)
+host.run({list(words) or ["true"]!r})
 sys.stdin.read()
 """
     holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout
-    assert holder.stdout.readline() == b"None\n"
-    two = login(server.target())
-    assert "the killed one" in str(two.lock("two"))
-    holder.kill()
-    holder.communicate()
-    wait_until("the lock is free", lambda: two.lock("two") is None)
+    try:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"None\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def test_the_lock_ends_when_the_program_is_killed(server, login, tmp_path):
+    with holding(server, tmp_path) as holder:
+        two = login(server.target())
+        assert "the other one" in str(two.lock("two"))
+        holder.kill()
+        wait_until("the lock is free", lambda: two.lock("two") is None)
+
+
+@pytest.mark.parametrize("words", [(), ("sleep", "4")])
+def test_the_lock_of_a_machine_that_vanished_is_taken_over(server, login, tmp_path, monkeypatch, words):
+    """It says nothing any more, and its connection stands. A command that runs there is over first."""
+    with holding(server, tmp_path, *words) as holder:
+        two = login(server.target())
+        holder.send_signal(signal.SIGSTOP)
+        before = time.monotonic()
+        assert "the other one" in str(two.lock("two"))
+        monkeypatch.setattr(shell, "SILENT", 1)
+        wait_until("the lock is free", lambda: two.lock("two") is None)
+        assert time.monotonic() - before > (2 if words else 0)
+        assert "two, since" in (tmp_path / "lock.who").read_text()
+        holder.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("sudo"), reason="needs root and the real sudo")
+def test_a_lock_that_was_taken_by_sudo_is_taken_over(server, login, tmp_path, monkeypatch):
+    with holding(server, tmp_path, root="nobody of that name") as holder:
+        two = login(server.target())
+        holder.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(shell, "SILENT", 1)
+        wait_until("the lock is free", lambda: two.lock("two") is None)
+        holder.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.slow
+def test_the_lock_of_a_machine_that_waits_long_is_not_taken_over(server, login, tmp_path, monkeypatch):
+    config = tmp_path / "config"
+    config.write_text("Host *\n  ServerAliveInterval 1\n")
+    monkeypatch.setattr(shell, "SILENT", 5)
+    with holding(server, tmp_path, "sleep", "7", config=config):
+        two, end = login(server.target()), time.monotonic() + 7
+        while time.monotonic() < end:
+            assert "the other one" in str(two.lock("two"))
 
 
 def test_login_scripts_that_talk_do_no_harm(own_server, login):
