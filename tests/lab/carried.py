@@ -26,7 +26,7 @@ class Carried:
     host: Host
 
     def run(self, *arguments: str, check: bool = True, timeout: float = 500) -> subprocess.CompletedProcess[str]:
-        """Run it with the cluster file as it is now. Raises LabError if *check* is true and it fails."""
+        """Run it with the cluster file and host keys as they are now. Raises LabError if *check* and it fails."""
         return self.host.sh(*self._command(*arguments), check=check, timeout=timeout)
 
     def popen(self, *arguments: str) -> subprocess.Popen[str]:
@@ -39,6 +39,7 @@ class Carried:
     def _command(self, *arguments: str) -> tuple[str, ...]:
         ssh = {"ssh.identityFile": "key", "ssh.knownHostsFile": "known_hosts"}
         self.host.put(self.registry.write_file(ssh, name="carried.yaml"), f"{FOLDER}/cluster.yaml")
+        self.host.put(self.registry.lab.place.known_hosts, f"{FOLDER}/known_hosts")
         script = 'cd -- "$1"; shift; exec tool/bin/kubeadm-registry "$@"'
         return ("sh", "-ec", script, "carried", FOLDER, *arguments)
 
@@ -54,7 +55,7 @@ def carried(registry: Registry, host: Host, bundle: Path) -> Iterator[Carried]:
     place = registry.lab.place
     host.sh("mkdir", "-m", "700", FOLDER)
     try:
-        for name, source in {"bundle.tar": bundle, "key": place.key, "known_hosts": place.known_hosts}.items():
+        for name, source in {"bundle.tar": bundle, "key": place.key}.items():
             host.put(source, f"{FOLDER}/{name}")
         host.sh("sh", "-ec", _UNPACK, "unpack", FOLDER, timeout=120)
         yield Carried(registry, host)
