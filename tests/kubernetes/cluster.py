@@ -136,6 +136,11 @@ class Kubernetes:
         with self.timed(f"kubeadm join of {host.name}"):
             host.sh("kubeadm", "join", "--config", CONFIGURATION, IGNORED, timeout=480)
 
+    def join_worker(self, host: Host) -> None:
+        """``kubeadm join`` of *host* as a worker, by the command that kubeadm prints for it."""
+        printed = self.first.sh("kubeadm", "token", "create", "--print-join-command").stdout.split()
+        host.sh(*printed, "--node-name", host.name, IGNORED, timeout=480)
+
     def pull_all(self, host: Host, repository: str = "") -> float:
         """``kubeadm config images pull`` on *host*, from *repository* if given; the seconds that it took."""
         options = [f"--kubernetes-version={KUBERNETES}", f"--cri-socket={CRI}"]

@@ -41,8 +41,8 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     frontend: str = request.param
     skip_without(frontend)
     bundle(frontend, layout=images.layout())  # takes a while: better before the hosts are up
-    # Three servers and two that may take the place of one.
-    with machine_as_it_was(), fresh_lab(Place.default().beside(frontend), Settings(hosts=5)) as lab:
+    # Three servers, two that may take the place of one, and a worker.
+    with machine_as_it_was(), fresh_lab(Place.default().beside(frontend), Settings(hosts=6)) as lab:
         registry = Changing(lab, frontend, tmp_path_factory.mktemp(frontend), layout=images.layout())
         registry.write_file({"kubernetes.version": KUBERNETES})
         kubernetes = Kubernetes(registry)

@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
+from kubeadm_registry.operator.clients import KIND
 from kubeadm_registry.operator.replacement import HOST_KEY, SPARE
+from kubeadm_registry.upkeep.nodes import CLIENT
 from tests.kubernetes.clients import pulling, pushed, say
-from tests.kubernetes.cluster import Kubernetes
+from tests.kubernetes.cluster import Kubernetes, images_of
 from tests.lab.changing import Changing, holds_vip, removed
 from tests.lab.clients import pushing
 from tests.lab.command import wait_until
@@ -58,10 +60,10 @@ def status(kubernetes: Kubernetes) -> dict[str, Any]:
     return dict(json.loads(found).get("status") or {}) if found else {}
 
 
-def verdict(kubernetes: Kubernetes) -> tuple[str, str, str]:
-    """Status, reason and message of the condition NodesInPlace."""
+def verdict(kubernetes: Kubernetes, kind: str = "NodesInPlace") -> tuple[str, str, str]:
+    """Status, reason and message of the condition *kind*."""
     for one in status(kubernetes).get("conditions", ()):
-        if one["type"] == "NodesInPlace":
+        if one["type"] == kind:
             return one["status"], one["reason"], one["message"]
     return "", "", ""
 
@@ -102,6 +104,25 @@ def in_place(kubernetes: Kubernetes) -> None:
     events = kubernetes.get("events", "--namespace=default")["items"]
     said = [one["reason"] for one in events if one["involvedObject"]["kind"] == "RegistryCluster"]
     assert {"Begun", "Replaced"} <= set(said), said
+
+
+def test_a_new_worker_pulls_once_its_node_has_the_label(operated: Kubernetes) -> None:
+    """Nothing but kubeadm's own command is run on it, and until then not even kube-proxy can be pulled there."""
+    worker = operated.registry.lab.hosts["h6"]
+    operated.prepare(worker)
+    operated.join_worker(worker)
+    operated.start("on-h6", pushed(operated.registry, "on-h6"), worker)
+    operated.kubectl("label", "node", worker.name, f"{CLIENT}=")
+    wait_until(
+        "its host key to be missed", lambda: verdict(operated, KIND)[1] == "HostKeyMissing", seconds=120, every=2
+    )
+    assert images_of(worker) == []
+    operated.kubectl("annotate", "node", worker.name, f"{HOST_KEY}={host_key(worker)}")
+    begin = time.monotonic()
+    operated.wait_running("on-h6", seconds=300)
+    say(operated, f"the pod of a new worker runs {time.monotonic() - begin:.0f} s after its host key is known")
+    wait_until("the operator to say so", lambda: verdict(operated, KIND)[0] == "True", seconds=60, every=2)
+    operated.wait_ready()
 
 
 def test_a_node_is_replaced_by_an_edit_of_the_object(operated: Kubernetes, tmp_path: Path) -> None:
