@@ -32,7 +32,7 @@ from kubeadm_registry.cli.command import (
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cli.retention_records import server_time
 from kubeadm_registry.cli.seed import journal_of
-from kubeadm_registry.cli.workflows import require_programs, summary
+from kubeadm_registry.cli.workflows import require_programs, summary, tell_settings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
@@ -94,6 +94,7 @@ def recover(
     opened = recovering(cluster_file, prompts, reporter.note, bundle=programs, key=signed_by)
     with opened as cluster:
         require_programs(cluster)
+        tell_settings(cluster, reporter, level="warning")
         if _confirm(given_up(cluster), reporter, asks=not (yes or dry_run)):
             require_still_dead(cluster, prompts)
         workflow = INIT if cluster.change is None else RECOVER

@@ -24,7 +24,7 @@ from kubeadm_registry.cli.command import (
     names,
 )
 from kubeadm_registry.cli.tables import columns, wide_screen
-from kubeadm_registry.cli.workflows import require_programs, summary
+from kubeadm_registry.cli.workflows import require_programs, summary, tell_settings
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
@@ -79,6 +79,7 @@ def upgrade(
                 reporter.note(f"no downgrade: {text}", level="warning")
         elif context.output == "text":
             _show(found)
+        tell_settings(cluster, reporter, level="info")
         hosts = phases.order(cluster)
         try:
             actions = upgrading.carry_out(cluster, hosts, reporter, ignore=names(ignore), dry_run=dry_run)

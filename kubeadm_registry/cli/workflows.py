@@ -28,11 +28,13 @@ from kubeadm_registry.cli.command import (
 )
 from kubeadm_registry.cli.phases import phase_table
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components import cluster_file
 from kubeadm_registry.engine.phase import Workflow, require_checks, select
-from kubeadm_registry.engine.report import Action
+from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import preflight, run
+from kubeadm_registry.phases.runbook import RUNBOOK
 from kubeadm_registry.phases.workflows import INIT, PREFLIGHT_ONLY, RESET, VERIFY_ONLY
-from kubeadm_registry.printable import counted
+from kubeadm_registry.printable import Level, counted
 
 
 def run_on_nodes(
@@ -42,8 +44,7 @@ def run_on_nodes(
     may_miss: bool = False,
 ) -> None:  # fmt: skip
     """Run *workflow* on all nodes of the cluster file *path*, and report what came of it."""
-    cluster_file = config.load(path)
-    opened = terminal.cluster(cluster_file, context.reporter(), bundle=bundle, key=key, may_miss=may_miss)
+    opened = terminal.cluster(config.load(path), context.reporter(), bundle=bundle, key=key, may_miss=may_miss)
     carry_out(
         context, workflow, opened, dry_run=dry_run, only=only, skip=skip, ignore=ignore, need_programs=need_programs
     )
@@ -68,6 +69,8 @@ def carry_out(
             )
         if need_programs:
             require_programs(cluster)
+        if RUNBOOK in workflow and not only:
+            tell_settings(cluster, reporter, level="info" if workflow == INIT else "warning")
         actions = (by or run)(workflow, cluster, reporter, only=only, skip=skip, ignore=ignore, dry_run=dry_run)
     phases = list(dict.fromkeys(action.phase for action in actions))
     for name in cluster.absent:
@@ -81,6 +84,13 @@ def carry_out(
     reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run, owed=owed)
     if cluster.absent:
         sys.exit(EXIT_DEGRADED)
+
+
+def tell_settings(cluster: Cluster, reporter: Reporter, *, level: Level) -> None:
+    """Say which settings this run changes: with *level* warning where that is not what it is for."""
+    if changed := cluster_file.changes(cluster):
+        text = f"the cluster file differs from the one applied last in {', '.join(changed)}"
+        reporter.note(f"{text}; each node has that one as {cluster_file.PATH}", level=level)
 
 
 def summary(actions: list[Action], *, dry_run: bool) -> str:

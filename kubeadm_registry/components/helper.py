@@ -128,13 +128,9 @@ def settings(cluster: Cluster, host: Host, pins: Mapping[str, str] = MappingProx
 
     *pins* are the host keys of nodes whose ``hostKey`` the cluster file does not have.
     """
-    nodes = [
-        node.model_copy(update={"host_key": node.host_key or pins.get(node.name), "ssh": node.ssh.without_files()})
-        for node in cluster.spec.nodes
-    ]
-    spec = cluster.spec.model_copy(update={"nodes": tuple(nodes), "ssh": cluster.spec.ssh.without_files()})
-    config = cluster.config.model_copy(update={"spec": spec})
-    described = config.model_dump(by_alias=True, exclude_none=True, mode="json")
+    config = cluster.config.without_files()
+    nodes = [node.model_copy(update={"host_key": node.host_key or pins.get(node.name)}) for node in config.spec.nodes]
+    described = config.with_spec(nodes=tuple(nodes)).model_dump(by_alias=True, exclude_none=True, mode="json")
     return SETTINGS.render({"node": host.name, "cluster": described})
 
 

@@ -255,6 +255,11 @@ class RegistryCluster(Model):
     def _without_status(cls, value: Any) -> Any:
         return _without(value, {"status"})
 
+    def without_files(self) -> Self:
+        """The same file as it may be on another machine: the files that ``ssh`` names are this one's."""
+        nodes = tuple(node.model_copy(update={"ssh": node.ssh.without_files()}) for node in self.spec.nodes)
+        return self.with_spec(nodes=nodes, ssh=self.spec.ssh.without_files())
+
     def with_spec(self, **values: object) -> Self:
         """The same file with other *values* of its specification, by attribute, which are not checked."""
         return self.model_copy(update={"spec": self.spec.model_copy(update=values)})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry.components import cluster_file
 from kubeadm_registry.phases.certificates import STAGES
 from kubeadm_registry.phases.credentials import KEYS
 from kubeadm_registry.transport.shell import SILENT
@@ -76,6 +77,17 @@ def test_all_is_asked_and_written_from_there_as_well(registry: Changing, other: 
     found = other.host.sh("sh", "-ec", "cd -- $1; stat -c '%a %n' support.tar.gz backup.tar", "-", FOLDER).stdout
     assert found.splitlines() == ["600 support.tar.gz", "600 backup.tar"]
     other.run("backup", "verify", "backup.tar", "--identity", "key")
+
+
+def test_a_node_has_the_cluster_file_for_whoever_has_none(other: Carried) -> None:
+    """How to get from here to the nodes is no part of it, so ssh_config says it."""
+    ssh = f"IdentityFile {FOLDER}/key\nUserKnownHostsFile {FOLDER}/known_hosts\n"
+    other.host.sh("sh", "-c", "mkdir -p /root/.ssh; cat > /root/.ssh/config", stdin=ssh)
+    try:
+        given = ("-f", cluster_file.PATH)
+        assert other.run("init", *given, "--bundle", "bundle.tar").stdout.splitlines()[-1] == "nothing to do"
+    finally:
+        other.host.sh("rm", "/root/.ssh/config")
 
 
 # The seed is the last decorator, so it changes last: each seed goes through all changes, from three nodes to three.

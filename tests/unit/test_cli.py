@@ -240,7 +240,7 @@ def test_without_one_server_init_goes_on_with_the_others_and_says_what_is_owed(
     assert len(installed.servers["cp-1"].acts) == before, "it was left alone"
     installed.servers["cp-1"].unit(garage.UNIT).active = "active"
     made_up = run("init", *SKIP)
-    assert (made_up.exit_code, made_up.stdout.splitlines()[-1]) == (0, "4 changes on 1 node"), made_up.output
+    assert (made_up.exit_code, made_up.stdout.splitlines()[-1]) == (0, "5 changes on 1 node"), made_up.output
 
 
 @pytest.mark.parametrize(
@@ -338,6 +338,20 @@ def test_init_then_init_again(run: Terminal, servers: FakeCluster) -> None:
     second = run("init", *SKIP)
     assert (second.exit_code, second.stdout.splitlines()[-1]) == (0, "nothing to do")
     assert servers.acts() == acts
+
+
+@pytest.mark.parametrize(("words", "level"), [(("init",), "info"), (("join", "cp-3"), "warning")])
+def test_settings_that_are_changed_are_named_before_anything_is(
+    run: Terminal, servers: FakeCluster, words: tuple[str, ...], level: str
+) -> None:
+    assert run("init", *SKIP).exit_code == 0
+    run.write(config.SMALLEST + "  proxy: {anonymousPull: false}\n")
+    events = lines(run(*words, "--dry-run", "-o", "json"))
+    notes = [one for one in events if one["event"] == "note" and "cluster file" in one["message"]]
+    assert [(one["level"], one["message"]) for one in notes] == [
+        (level, "the cluster file differs from the one applied last in spec.proxy.anonymousPull; each node has that "
+         "one as /etc/kubeadm-registry/cluster.yaml")
+    ]  # fmt: skip
 
 
 def test_init_as_json_lines(run: Terminal, servers: FakeCluster) -> None:

@@ -45,6 +45,13 @@ def record(fake: FakeCluster) -> None:
         server.put("/opt/kubeadm-registry/programs.json", programs.record(fake.programs))
 
 
+def test_settings_that_are_changed_are_named(run: Terminal, there: FakeCluster) -> None:
+    assert "the cluster file differs" not in run("upgrade").stdout
+    run.write(config.SMALLEST + "  proxy: {anonymousPull: false}\n")
+    shown = run("upgrade", "--dry-run").stdout
+    assert "the cluster file differs from the one applied last in spec.proxy.anonymousPull; each node has" in shown
+
+
 def test_a_plan_shows_versions_order_and_restarts(run: Terminal, there: FakeCluster) -> None:
     other_version(there, "keepalived", "1.2")
     record(there)
