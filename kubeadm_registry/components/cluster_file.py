@@ -23,13 +23,15 @@ _HEAD = (
 
 
 def install(cluster: Cluster, _: Host) -> Steps:
-    """Keep the cluster file; there is no secret in it.
+    """Keep the cluster file; there is no secret in it."""
+    yield File(PATH, _content(cluster))
 
-    Whether it has host keys depends on who runs the command: the operator's helper adds those that it knows.
-    """
+
+def _content(cluster: Cluster) -> bytes:
+    """Whether a file has host keys depends on who runs the command: the operator's helper adds those that it knows."""
     file = cluster.config.without_files()
     file = file.with_spec(nodes=tuple(node.model_copy(update={"host_key": None}) for node in file.spec.nodes))
-    yield File(PATH, f"{_HEAD}{config.dump(file)}".encode())
+    return f"{_HEAD}{config.dump(file)}".encode()
 
 
 def changes(cluster: Cluster) -> list[str]:
@@ -37,20 +39,17 @@ def changes(cluster: Cluster) -> list[str]:
 
     Which nodes there are is not among them, nor how to reach them.
     """
-    now = dict(_settings(cluster.config))
-    found: dict[str, None] = {}
-    for before in side_by_side(_kept, cluster.hosts):
-        if before is not None:
-            then = dict(_settings(before))
-            found |= dict.fromkeys(path for path in (*now, *then) if now.get(path) != then.get(path))
-    return list(found)
+    wanted, now = _content(cluster), dict(_settings(cluster.config))
+    found: set[str] = set()
+    for content in set(side_by_side(lambda host: host.read(PATH), cluster.hosts)):
+        if content is not None and content != wanted and (file := _parsed(content)) is not None:
+            then = dict(_settings(file))
+            found |= {path for path in {*now, *then} if now.get(path) != then.get(path)}
+    return sorted(found)
 
 
-def _kept(host: Host) -> RegistryCluster | None:
-    """The file of *host*; None if it has none, or one that this release cannot read."""
-    content = host.read(PATH)
-    if content is None:
-        return None
+def _parsed(content: bytes) -> RegistryCluster | None:
+    """The file that a node has; None if this release cannot read it."""
     try:
         return config.parse(content.decode(errors="replace"), PATH, elsewhere=True)
     except ConfigError:

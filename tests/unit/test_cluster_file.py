@@ -43,10 +43,10 @@ def test_every_node_has_a_file_that_does_the_same(installed: FakeCluster) -> Non
 def test_settings_that_a_file_changes_are_told_until_they_are_applied(installed: FakeCluster) -> None:
     """Those of SSH are of the machine that runs it, and its files are not on the nodes."""
     changed = other(installed, CHANGED)
-    assert changes(changed.cluster) == ["spec.proxy.anonymousPull", "spec.mirrors"]
+    assert changes(changed.cluster) == ["spec.mirrors", "spec.proxy.anonymousPull"]
     run(INIT, changed.cluster, Recorder(), skip=ELSEWHERE)
     assert changes(changed.cluster) == []
-    assert changes(other(installed, config.SMALLEST).cluster) == ["spec.proxy.anonymousPull", "spec.mirrors"]
+    assert changes(other(installed, config.SMALLEST).cluster) == ["spec.mirrors", "spec.proxy.anonymousPull"]
     for server in installed.servers.values():
         kept = config.parse(server.content(PATH), PATH)
         assert (kept.spec.ssh.user, kept.spec.ssh.identity_file, kept.spec.ssh.known_hosts_file) == (
@@ -65,4 +65,4 @@ def test_a_node_whose_file_cannot_be_read_tells_nothing(installed: FakeCluster, 
     else:
         first.put(PATH, content)
     assert changes(installed.cluster) == []
-    assert changes(other(installed, CHANGED).cluster) == ["spec.proxy.anonymousPull", "spec.mirrors"]
+    assert changes(other(installed, CHANGED).cluster) == ["spec.mirrors", "spec.proxy.anonymousPull"]
