@@ -76,6 +76,17 @@ def write_layout(directory: Path, images: Mapping[str, Image]) -> Path:
     return directory
 
 
+def read_layout(directory: Path) -> Image:
+    """The only image of an OCI image layout."""
+
+    def blob(described: Mapping[str, str]) -> bytes:
+        return (directory / "blobs" / described["digest"].replace(":", "/")).read_bytes()
+
+    [listed] = json.loads((directory / "index.json").read_bytes())["manifests"]
+    manifest = json.loads(blob(listed))
+    return Image(blob(listed), blob(manifest["config"]), tuple(map(blob, manifest["layers"])))
+
+
 def image(sizes: Sequence[int] = (128 * 1024,), *, seed: int = 1) -> Image:
     """An image with one layer of noise for each of *sizes* (bytes, nearly), the same for the same *seed*."""
     source = random.Random(seed)

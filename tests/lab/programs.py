@@ -161,10 +161,10 @@ def _debian(package: str, *parts: str) -> Program:
     return Program(package, "debian", "a few seconds", steps, needs=tools, packages="apt, dpkg", parts=parts)
 
 
-#: The same with the shared libraries that this machine lacks: ``bin`` starts the program with these.
+#: The same with the packages that this machine lacks: ``bin`` starts it with their libraries and programs.
 _WITH_LIBRARIES = """
 set -eu
-root=$1 package=$2
+root=$1 package=$2 directory=$3
 cd "$root"
 plan() { apt-get -q --simulate install --no-install-recommends "$package"; }
 steps=$(plan) || { apt-get -q update && steps=$(plan); }
@@ -178,18 +178,18 @@ mkdir bin
 cat > "bin/$package" <<EOF
 #!/bin/sh
 here=\\$(dirname -- "\\$(dirname -- "\\$(readlink -f -- "\\$0")")")
-export LD_LIBRARY_PATH="$libraries"
-exec "\\$here/tree/usr/sbin/$package" "\\$@"
+export LD_LIBRARY_PATH="$libraries" PATH="\\$PATH:\\$here/tree/usr/bin"
+exec "\\$here/tree/usr/$directory/$package" "\\$@"
 EOF
 chmod 755 "bin/$package"
 """
 
 
-def _daemon(package: str) -> Program:
-    """The program of a Debian *package* that has its name, with its libraries. It is not installed either."""
+def _with_libraries(package: str, directory: str) -> Program:
+    """The program of a Debian *package* that has its name, in a *directory* of /usr. It is not installed either."""
 
     def steps(root: Path) -> list[list[str]]:
-        return [["sh", "-c", _WITH_LIBRARIES, "sh", str(root), package]]
+        return [["sh", "-c", _WITH_LIBRARIES, "sh", str(root), package, directory]]
 
     return Program(package, "debian", "a few seconds", steps, needs=("apt-get", "dpkg-deb"), packages="apt, dpkg")
 
@@ -250,8 +250,9 @@ PROGRAMS = {
         ),
         # The same from its source takes hundreds of modules.
         _debian("prometheus", "prometheus", "promtool"),
-        _daemon("haproxy"),
-        _daemon("keepalived"),
+        _with_libraries("haproxy", "sbin"),
+        _with_libraries("keepalived", "sbin"),
+        _with_libraries("podman", "bin"),
         _python("ansible", "half a minute", ["ansible-playbook"], ansible_core="2.19.14"),
         _python("pyinfra", "half a minute", ["pyinfra"], pyinfra="3.10.0"),
         _own(
