@@ -28,7 +28,7 @@ from kubeadm_registry.oci import references
 from kubeadm_registry.phases.helper import allow
 from kubeadm_registry.phases.workflows import OPERATOR_FORBID, RETENTION_TIMER_DISABLE
 from kubeadm_registry.printable import counted
-from kubeadm_registry.upkeep.api import Api
+from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
 
 
 @click.group("operator", short_help="Install the operator in a Kubernetes cluster")
@@ -56,14 +56,6 @@ image_option = click.option(
     "--image", metavar="NAME", default="", callback=_image,
     help="Use this image.  [default: the one loaded from the bundle]",
 )  # fmt: skip
-
-
-def api_of(kubeconfig: Path) -> Api:
-    """A client of the cluster that *kubeconfig* names. Raises ConfigError."""
-    # The library that reads kubeconfigs takes half a second to import.
-    from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
-
-    return by_kubeconfig(kubeconfig)
 
 
 @command("install", parent=group, short_help="Install or upgrade the operator")
@@ -104,7 +96,7 @@ def install(
         raise ConfigError("--plan-only and --replace-nodes are mutually exclusive", hint="pass one of them",
                           code="UsageInvalid")  # fmt: skip
     reporter = context.reporter()
-    api, cluster_file = api_of(kubeconfig), config.load(path)
+    api, cluster_file = by_kubeconfig(kubeconfig), config.load(path)
     installing.refuse_older(api)
     with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         for name, why in cluster.absent.items():
@@ -205,7 +197,7 @@ def uninstall(context: Context, path: Path | None, kubeconfig: Path, yes: bool, 
         click.confirm("Remove the operator from the cluster?", abort=True, err=True)
     reporter = context.reporter()
     told, done, absent = _Told(reporter), list[Action](), dict[str, str]()
-    installing.uninstall(api_of(kubeconfig), _smallest(), told, dry_run=dry_run)
+    installing.uninstall(by_kubeconfig(kubeconfig), _smallest(), told, dry_run=dry_run)
     if path is None and not config.DEFAULT_FILE.exists():
         reporter.note(
             "without the cluster file its key stays on the nodes; remove it with `operator uninstall --file FILE`",
@@ -248,7 +240,7 @@ def status(context: Context, kubeconfig: Path) -> None:
 
     Exits with code 5 if no replica leads.
     """
-    found = installing.status(api_of(kubeconfig))
+    found = installing.status(by_kubeconfig(kubeconfig))
     if not found.installed:
         raise ConfigError(
             "the operator is not installed in this cluster", hint="run `kubeadm-registry operator install`",

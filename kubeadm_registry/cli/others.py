@@ -19,6 +19,7 @@ from kubeadm_registry.errors import ConfigError, Error
 from kubeadm_registry.phases.workflows import MIRRORS
 from kubeadm_registry.upkeep import nodes
 from kubeadm_registry.upkeep.api import Api
+from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
 
 nodes_option = click.option(
     "--nodes", type=click.Path(path_type=Path), metavar="FILE", help=f"The client nodes. {NODES_HELP}"
@@ -51,9 +52,6 @@ def clients(nodes: Path | None, spec: Spec, *, no_clients: bool, what: str) -> t
 
 def operator_of(cluster: Cluster, kubeconfig: Path | None) -> Api | None:
     """The API server of the operator that the nodes answer to; None if there is none. Raises ConfigError."""
-    # The library that talks to it takes long to import.
-    from kubeadm_registry.cli.operator import api_of  # noqa: PLC0415
-
     if all(host.read(helper.KEYS) is None for host in cluster.hosts):
         return None
     if kubeconfig is None:
@@ -61,7 +59,7 @@ def operator_of(cluster: Cluster, kubeconfig: Path | None) -> Api | None:
             "the operator is installed and must be updated as well", code="UsageInvalid",
             hint="pass --kubeconfig FILE, or remove it with `kubeadm-registry operator uninstall`",
         )  # fmt: skip
-    return api_of(kubeconfig)
+    return by_kubeconfig(kubeconfig)
 
 
 def refuse_unlisted(operator: Api | None, listed: Sequence[ClientNode], spec: Spec) -> None:

@@ -38,6 +38,7 @@ from kubeadm_registry.retention.standing import Spent, Standing
 from kubeadm_registry.retention.trash import Trash
 from kubeadm_registry.upkeep import clusters, planning, running, store
 from kubeadm_registry.upkeep.clusters import ClusterReport
+from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig
 
 DEFAULT_POLICY = Path("policy.yaml")
 #: Deletions that are listed one by one unless all are asked for.
@@ -235,9 +236,6 @@ def _reports(kubeconfigs: Sequence[Path], rules: RegistryPolicy) -> dict[str, Cl
 
 def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport]:
     """The name of a cluster, and what it says, also by the paths in *rules*."""
-    # The library that reads kubeconfigs takes half a second to import.
-    from kubeadm_registry.upkeep.kubeconfig import by_kubeconfig  # noqa: PLC0415
-
     api = by_kubeconfig(kubeconfig)
     return urlsplit(api.server).netloc, clusters.read(api, paths=[one.pair for one in rules.spec.image_paths])
 

@@ -175,7 +175,7 @@ def operated(site: Site, monkeypatch: pytest.MonkeyPatch) -> Operated:
         server.put(helper.KEYS, b"a key\n")
     made = Operated()
     monkeypatch.setattr(installing, "refresh", lambda _, secrets, __: made.told.append(rotation.stage(secrets)))
-    monkeypatch.setattr("kubeadm_registry.cli.operator.api_of", lambda _: made)
+    monkeypatch.setattr(others, "by_kubeconfig", lambda _: made)
     monkeypatch.setattr(helper, "_programs", lambda _: iter(()))
     return made
 

@@ -187,7 +187,7 @@ def objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Objects, F
     (tmp_path / "cluster.yaml").write_text(file(THREE))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(session, "cluster", cluster)
-    monkeypatch.setattr(operator, "api_of", lambda _: api)
+    monkeypatch.setattr(operator, "by_kubeconfig", lambda _: api)
     return api, fake
 
 
@@ -291,12 +291,12 @@ def test_the_operator_of_another_cluster_loses_its_way_with_a_warning_or_shares_
     [path] = [path for path in api.there if "/secrets/" in path]
     data, nodes = api.there[path]["data"], fake.snapshot()
     second = Objects()
-    monkeypatch.setattr(operator, "api_of", lambda _: second)
+    monkeypatch.setattr(operator, "by_kubeconfig", lambda _: second)
     second.there[path] = {"metadata": {"resourceVersion": "1"}, "data": {"helper-key": data["helper-key"]}}
     said = last("install")[1]
     assert not [text for text in said if "another operator" in text]
     assert fake.snapshot() == nodes
-    monkeypatch.setattr(operator, "api_of", lambda _: Objects())
+    monkeypatch.setattr(operator, "by_kubeconfig", lambda _: Objects())
     said = last("install", *more)[1]
     assert len([text for text in said if "another operator" in text]) == 1
     assert (fake.snapshot() == nodes) is ("--dry-run" in more)
