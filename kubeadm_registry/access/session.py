@@ -115,10 +115,7 @@ def reach(config: RegistryCluster, node: Node | ClientNode, prompts: Prompts) ->
 
 def attempt(config: RegistryCluster, node: Node, prompts: Prompts) -> Host:
     """Connect to *node*, asking nothing. Raises ConnectionFailed."""
-    [result] = _connect(config, [node], replace(prompts, ask_sudo_password=_nothing, passphrase=_nothing))
-    if isinstance(result, ConnectionFailed):
-        raise result
-    return result
+    return host(config, node, replace(prompts, passphrase=_nothing))
 
 
 def attempt_all(config: RegistryCluster, prompts: Prompts) -> tuple[list[Host], dict[str, str]]:
@@ -129,18 +126,13 @@ def attempt_all(config: RegistryCluster, prompts: Prompts) -> tuple[list[Host], 
 
 def secrets(config: RegistryCluster, prompts: Prompts, note: Note) -> Secrets:
     """The cluster's secrets, of any server that answers: one may be lost. Raises ConnectionFailed, or Error."""
-    return installed_secrets(vault(config, prompts, note))
-
-
-def vault(config: RegistryCluster, prompts: Prompts, note: Note) -> Vault:
-    """What the servers that answer have of secrets. Raises ConnectionFailed if none answers, or Error."""
     with reading(config, prompts, note) as read:
-        return read()
+        return installed_secrets(read())
 
 
 @contextmanager
 def reading(config: RegistryCluster, prompts: Prompts, note: Note) -> Iterator[Callable[[], Vault]]:
-    """What reads that, each time that it is called. Raises as ``vault``."""
+    """What reads the secrets of the servers that answer, each time. Raises ConnectionFailed if none does, or Error."""
     reached, failures = _attempt(config, prompts)
     try:
         if not reached:
