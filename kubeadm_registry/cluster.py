@@ -126,9 +126,9 @@ class Cluster:
                 f"--program {name}=PATH), and pass it with --bundle FILE",
             ) from None  # fmt: skip
 
-    def with_vault(self, vault: Vault) -> Cluster:
-        """The same cluster with the secrets in *vault*."""
-        return replace(self, vault=vault)
+    def with_secrets(self, secrets: Secrets) -> Cluster:
+        """The same cluster with *secrets* as their next revision. Raises NewerFormat."""
+        return replace(self, vault=self.vault.revised(secrets))
 
     def for_dry_run(self) -> Cluster:
         """The same cluster with hosts that refuse to be changed."""

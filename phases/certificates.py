@@ -104,7 +104,7 @@ def renew(cluster: Cluster, reporter: Reporter, names: Collection[str], *, dry_r
     """
     wanted = requested(cluster, names)
     if wanted != cluster.secrets:
-        cluster = cluster.with_vault(cluster.vault.revised(wanted))
+        cluster = cluster.with_secrets(wanted)
     return run(renewal(names), cluster, reporter, dry_run=dry_run)
 
 

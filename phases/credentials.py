@@ -87,7 +87,7 @@ def rotate(
     """
     fresh = [role for role in roles if role not in rotation.overlapping(cluster.secrets)]
     if fresh:
-        cluster = cluster.with_vault(cluster.vault.revised(rotation.rotate(cluster.secrets, fresh)))
+        cluster = cluster.with_secrets(rotation.rotate(cluster.secrets, fresh))
     actions = run(LOGINS, cluster, reporter, dry_run=dry_run)
     others(cluster)
     return actions
@@ -107,7 +107,7 @@ def finish(
     # Where the overlap is over in the secrets, a run that died is completed.
     if not {*rotation.overlapping(cluster.secrets)} & {*roles}:
         return actions
-    cluster = cluster.with_vault(cluster.vault.revised(rotation.finish(cluster.secrets, roles)))
+    cluster = cluster.with_secrets(rotation.finish(cluster.secrets, roles))
     return [*actions, *run(LOGINS, cluster, reporter, dry_run=dry_run)]
 
 

@@ -57,5 +57,4 @@ def _ending(host: Host, kind: rotation.Kind) -> bool:
 
 def _next(cluster: Cluster, kind: rotation.Kind) -> Cluster:
     left = bool(cluster.members.left)
-    following = rotation.advance(cluster.secrets, cluster.config.metadata.name, kind, left=left)
-    return cluster.with_vault(cluster.vault.revised(following))
+    return cluster.with_secrets(rotation.advance(cluster.secrets, cluster.config.metadata.name, kind, left=left))
