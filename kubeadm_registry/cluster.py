@@ -232,15 +232,13 @@ def read_vault(
         return files, not files and secrets_file.has_data(host, data)
 
     found = dict(zip((host.name for host in hosts), side_by_side(ask, hosts), strict=True))
-    for name, (files, _) in found.items() if backup is not None else ():
-        _same_revision(name, files, backup or b"")
-    return Vault.read(
-        config.metadata.name,
-        [node.name for node in config.spec.nodes],
-        {name: files for name, (files, _) in found.items()}
-        | ({"the backup": {secrets_file.PATH: backup}} if backup is not None else {}),
-        [name for name, (_, has_data) in found.items() if has_data],
-    )
+    held = {name: files for name, (files, _) in found.items()}
+    if backup is not None:
+        for name, files in held.items():
+            _same_revision(name, files, backup)
+        held["the backup"] = {secrets_file.PATH: backup}
+    names = [node.name for node in config.spec.nodes]
+    return Vault.read(config.metadata.name, names, held, [name for name, (_, has_data) in found.items() if has_data])
 
 
 def _same_revision(name: str, files: Mapping[str, bytes], backup: bytes) -> None:
