@@ -22,7 +22,7 @@ from dataclasses import replace
 from typing import Literal
 
 from kubeadm_registry import pki
-from kubeadm_registry.secrets import FORMER, LEFT, NEXT, RETIRED, Secrets, fresh
+from kubeadm_registry.secrets import FORMER, LEFT, LOGINS, NEXT, RETIRED, Secrets, fresh
 
 Stage = Literal["", "trust", "issue", "remove"]
 Kind = Literal["ca", "s3", "heartbeat", "admin"]
@@ -31,8 +31,6 @@ _PARTS: Mapping[Kind, tuple[str, ...]] = {
     "ca": ("ca_certificate", "ca_key"), "s3": ("s3_key_id", "s3_secret_key"), "heartbeat": ("heartbeat_key",),
     "admin": ("admin_token",),
 }  # fmt: skip
-#: What needs no stages: the logins at the proxies.
-LOGINS = ("push", "pull", "retention")
 
 
 def stage(secrets: Secrets, kind: Kind = "ca") -> Stage:

@@ -46,6 +46,8 @@ NEXT, FORMER, RETIRED = "next_", "former_", "retired_"
 #: In ``overlap`` too: the agents' keys of before, one a line, the last one first. A node that has left may have one of
 #: them, and believes only what is made with it. No member is believed by one, so nothing is being exchanged.
 LEFT = "left_heartbeat_key"
+#: Who may log in at the proxies; the password is the secret of that name.
+LOGINS = ("push", "pull", paths.RETENTION_NAME)
 #: Shorter texts in keys that this release does not know are words, not secrets.
 _UNKNOWN_SECRET = 8
 
@@ -141,11 +143,7 @@ class Secrets:
 
     def password(self, role: str) -> str:
         """The password of *role*: ``push``, ``pull`` or ``retention``, which is also the user name."""
-        return self._logins[role]
-
-    @property
-    def _logins(self) -> dict[str, str]:
-        return {"push": self.push_password, "pull": self.pull_password, "retention": self.retention_password}
+        return self.passwords(role)[0]
 
     @property
     def found(self) -> Found:
@@ -199,7 +197,7 @@ class Secrets:
             # In a diff every line of a key begins with a mark, so lines are replaced one by one.
             for part in (value, *pki.secret_lines(value)):
                 text = text.replace(part, f"<{name}>")
-        for role in self._logins:
+        for role in LOGINS:
             for password in self.passwords(role):
                 text = text.replace(basic(role, password), f"<login of {role}>")
         for name, key in self.node_keys.items():

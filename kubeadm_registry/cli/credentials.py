@@ -28,6 +28,7 @@ from kubeadm_registry.engine.report import Action, put
 from kubeadm_registry.errors import ConfigError
 from kubeadm_registry.phases import credentials as logins
 from kubeadm_registry.phases.workflows import CREDENTIALS_ROTATE
+from kubeadm_registry.secrets import LOGINS
 
 METRICS = "metrics"
 #: What cannot be rotated, and why.
@@ -81,7 +82,7 @@ def credentials(context: Context, path: Path | None, role: str) -> None:
 @click.option(
     "--role",
     "roles",
-    type=click.Choice([*rotation.LOGINS, *logins.KEYS, *REFUSED]),
+    type=click.Choice([*LOGINS, *logins.KEYS, *REFUSED]),
     multiple=True,
     required=True,
     help="Role of the password or key. May be repeated.",
@@ -116,7 +117,7 @@ def rotate(
         raise ConfigError(f"--finish: there is nothing to finish for {', '.join(keys)}", code="UsageInvalid")
     if keys and len(roles) > 1:
         raise ConfigError(f"--role {keys[0]} cannot be combined with another role", code="UsageInvalid")
-    roles = tuple(role for role in roles if role in rotation.LOGINS)
+    roles = tuple(role for role in roles if role in LOGINS)
     listed: tuple[ClientNode, ...] = ()
     pulls = "pull" in roles and not cluster_file.spec.proxy.anonymous_pull
     if pulls:

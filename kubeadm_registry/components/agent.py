@@ -118,7 +118,7 @@ def settings(cluster: Cluster, host: Host, frontend: Frontend, storage: Backend)
         "heartbeat_key_file": HEARTBEAT_KEY,
         **({"garage_admin_token_file": ADMIN_TOKEN} if storage.agent_token(cluster) else {}),
         "tls": {"cert": paths.NODE_PEM, "key": paths.NODE_PEM, "ca": paths.CA},
-        "proxy": {"sockets": haproxy.SOCKETS, "epoch_map": haproxy.STATE_MAP, "pushes_map": haproxy.PUSHES_MAP},
+        "proxy": {"sockets": paths.HAPROXY_SOCKETS, "epoch_map": haproxy.STATE_MAP, "pushes_map": haproxy.PUSHES_MAP},
         "paths": {"hardstate": hardstate(cluster)},
     }
 

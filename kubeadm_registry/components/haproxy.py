@@ -15,7 +15,7 @@ from kubeadm_registry.config.values import EVERY_REGISTRY
 from kubeadm_registry.engine.changes import Directory, File, Steps, Wait
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.images.names import OURS
-from kubeadm_registry.secrets import basic
+from kubeadm_registry.secrets import LOGINS, basic
 from kubeadm_registry.transport.host import Host
 
 NAME = "haproxy"
@@ -30,7 +30,6 @@ PUSHES_MAP = f"{ETC}/pushes.map"
 """Until when pushes are closed: seconds since 1970, of this node's clock."""
 PUSHES_OPEN = b"closed 0\nfull 0\n"
 RUN = f"{paths.RUN}/haproxy"
-SOCKETS = paths.HAPROXY_SOCKETS
 SERVICE = Service(
     NAME,
     units=paths.HAPROXY_UNITS,
@@ -40,8 +39,6 @@ SERVICE = Service(
     ports=(Port(paths.REGISTRY_PORT), Port(paths.INTERNAL_PORT)),
     calls=(paths.FRONTEND_PORT,),
 )
-#: Who may log in; the password is the secret of that name.
-LOGINS = ("push", "pull", paths.RETENTION_NAME)
 #: Connections to each of the two processes. An idle one costs some 20 KB.
 PUBLIC_MOST, INTERNAL_MOST = 3000, 1000
 #: From one address: as many as a hundred nodes behind one router need, not enough to keep out others.

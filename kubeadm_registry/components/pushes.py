@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kubeadm_registry import paths
 from kubeadm_registry.agent import pushes
 from kubeadm_registry.components import haproxy
 from kubeadm_registry.errors import Error
@@ -57,7 +58,7 @@ def reopen(host: Host) -> None:
 
 
 def _ask(call: Callable[..., Result], host: Host, verb: str, seconds: float) -> Pushes:
-    where = (haproxy.PUSHES_MAP, str(seconds), haproxy.USER, *haproxy.SOCKETS)
+    where = (haproxy.PUSHES_MAP, str(seconds), haproxy.USER, *paths.HAPROXY_SOCKETS)
     result = call(*host_python.command(pushes, verb, *where), timeout=60)
     try:
         shown: dict[str, Any] = json.loads(result.stdout)

@@ -26,7 +26,6 @@ from kubeadm_registry.components import (
     drain,
     garage,
     handover,
-    haproxy,
     health,
     helper,
     keepalived,
@@ -547,7 +546,7 @@ class FakeCluster:
         pem, ca = (self._digest_of(server, path) for path in (paths.NODE_PEM, paths.CA))
         proxies: dict[str, str | None] = {}
         trusted: dict[str, list[str | None] | None] = {}
-        for path, name in zip(haproxy.SOCKETS, paths.HAPROXY_UNITS, strict=True):
+        for path, name in zip(paths.HAPROXY_SOCKETS, paths.HAPROXY_UNITS, strict=True):
             unit = server.unit(name)
             run, runs = (server.name, name, unit.starts + unit.reloads), unit.active == "active"
             knows = self.trusted.setdefault(run, ca)

@@ -47,7 +47,7 @@ class FakePushes:
             if verb != "show":
                 self.closed[name] = seconds if verb == "close" else 0.0
                 self.history.append(f"{verb} {name}")
-            left = dict.fromkeys((haproxy.PUSHES_MAP, *haproxy.SOCKETS), self.closed.get(name, 0.0))
+            left = dict.fromkeys((haproxy.PUSHES_MAP, *paths.HAPROXY_SOCKETS), self.closed.get(name, 0.0))
             writes = self.writes.pop(0) if self.writes else 0
             return json.dumps({"left": left, "writes": writes, "old": False, "trouble": []})
 

@@ -22,7 +22,7 @@ from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.phases import certificates, credentials
 from kubeadm_registry.phases.workflows import INIT
-from kubeadm_registry.secrets import Secrets, Vault
+from kubeadm_registry.secrets import LOGINS, Secrets, Vault
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
 from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
@@ -136,7 +136,7 @@ def test_a_file_without_an_exchange_says_nothing_of_one_and_damage_is_told() -> 
 
 
 def test_what_is_exchanged_is_never_shown() -> None:
-    both = rotation.advance(rotation.rotate(FIXED, rotation.LOGINS), "registry")
+    both = rotation.advance(rotation.rotate(FIXED, LOGINS), "registry")
     text = json.dumps(both.found.values)
     said = both.redact(text.replace("\\n", "\n"))
     hidden = [*(value for name, value in both.overlap.items() if "certificate" not in name), both.push_password]
