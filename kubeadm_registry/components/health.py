@@ -134,9 +134,9 @@ def ill(found: Sequence[Report]) -> list[str]:
     return [one.node for one in found if any(_node(one, [one], 1, 0, OF_OTHERS))]
 
 
-def lastingly_ill(cluster: Cluster, seconds: float = PATIENCE) -> list[str]:
-    """The nodes that are not healthy at any look within *seconds*: load makes some look so for a moment."""
-    end = time.monotonic() + seconds
+def lastingly_ill(cluster: Cluster) -> list[str]:
+    """The nodes that are not healthy at any look within PATIENCE: load makes some look so for a moment."""
+    end = time.monotonic() + PATIENCE
     left = ill(reports(cluster))
     while left and time.monotonic() < end:
         time.sleep(APART)

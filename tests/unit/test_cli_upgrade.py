@@ -33,7 +33,7 @@ def there(run: Terminal, servers: FakeCluster, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(workflows, "NODE", KNOWN_HERE)
     monkeypatch.setattr(command.workflows, "upgrade", workflow)
     monkeypatch.setattr(phases, "HEALTHY_WITHIN", 0.2)
-    monkeypatch.setattr(health.lastingly_ill, "__defaults__", (0.0,))
+    monkeypatch.setattr(health, "PATIENCE", 0.0)
     installed_on(servers)
     record(servers)
     return servers

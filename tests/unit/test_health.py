@@ -144,9 +144,10 @@ def test_a_node_that_is_ill_for_a_moment_is_not(three: FakeCluster, monkeypatch:
     looks = iter([["a", "b"], ["b", "c"], ["b"], []])
     monkeypatch.setattr(health, "ill", lambda _: next(looks))
     monkeypatch.setattr(health, "APART", 0.0)
-    assert health.lastingly_ill(three.cluster, 60) == []
+    assert health.lastingly_ill(three.cluster) == []
     monkeypatch.setattr(health, "ill", lambda _: ["b"])
-    assert health.lastingly_ill(three.cluster, 0.05) == ["b"]
+    monkeypatch.setattr(health, "PATIENCE", 0.05)
+    assert health.lastingly_ill(three.cluster) == ["b"]
 
 
 def test_what_a_node_that_leaves_does_to_the_others_is_no_problem_of_theirs() -> None:

@@ -41,7 +41,7 @@ ELSEWHERE = ("preflight", "verify", *(f"cp-{number}/containerd" for number in (1
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(phases, "HEALTHY_WITHIN", 0.2)
-    monkeypatch.setattr(health.lastingly_ill, "__defaults__", (0.0,))
+    monkeypatch.setattr(health, "PATIENCE", 0.0)
     monkeypatch.setattr(garage, "STABLE", 0.0)
     monkeypatch.setattr(garage, "CONNECTED", 0.0)
 
