@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.cluster import Cluster, arriving, holder_last, leader
-from kubeadm_registry.components import drain, keepalived
+from kubeadm_registry.components import drain
 from kubeadm_registry.components.services import vip_manager
 from kubeadm_registry.engine.changes import Steps, Wait, wait
 from kubeadm_registry.engine.phase import Phase
@@ -52,17 +52,18 @@ class VipLeaves:
         return f"{vip}: leaves {host.name}: {reason}" if reason else None
 
     def apply(self, host: Host) -> None:
-        """Let clients end, then end keepalived in order: another node has the address within a second.
+        """Let clients end, then end the VIP manager in order: another node has the address within a second.
 
         It is started again at once, and waits behind the new holder; by the phase ``vip`` if the run dies before that.
         Also if no other node takes the address: this one has it back then.
         """
+        unit = vip_manager(self.cluster.spec).SERVICE.unit
         try:
             with drain.drained(self.cluster, host):
-                host.run("systemctl", "stop", "--", keepalived.UNIT, timeout=30)
+                host.run("systemctl", "stop", "--", unit, timeout=30)
                 wait(host, self._elsewhere, what="another node has the virtual IP", timeout=VIP_WITHIN, interval=0.1)
         finally:
-            host.run("systemctl", "start", "--", keepalived.UNIT, timeout=30)
+            host.run("systemctl", "start", "--", unit, timeout=30)
 
     def _others(self, host: Host) -> list[Host]:
         return [one for one in self.cluster.hosts if one.name != host.name]
