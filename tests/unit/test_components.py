@@ -29,12 +29,13 @@ from kubeadm_registry import config, paths
 from kubeadm_registry.agent import config as agent_config
 from kubeadm_registry.agent.timings import Timings
 from kubeadm_registry.cluster import holder_last
-from kubeadm_registry.components import agent, common, distribution, garage, keepalived, network, programs, zot
+from kubeadm_registry.components import agent, distribution, garage, keepalived, network, programs, zot
 from kubeadm_registry.components.haproxy import PUSHES_MAP, PUSHES_OPEN, login_digest
 from kubeadm_registry.engine.changes import RECORD_START, STARTED
 from kubeadm_registry.engine.render import render
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error
+from kubeadm_registry.phases import base
 from kubeadm_registry.phases.proxy import PROXY
 from kubeadm_registry.phases.vip import one_holder
 from kubeadm_registry.phases.workflows import INIT
@@ -393,7 +394,7 @@ def test_record_start_notes_what_a_service_compares(tmp_path: Path, unit: str) -
     """The real script against what the fake host, and with it every test of a restart, takes it to do."""
     server = installed("ipv4-zot").servers["cp-1"]
     script = tmp_path / "record-start"
-    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    script.write_bytes(base._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
     line = next(line for line in server.content(f"{UNITS}/{unit}").decode().splitlines() if f"+{RECORD_START} " in line)
     paths = line.split()[2:]
     local = []
@@ -410,7 +411,7 @@ def test_record_start_notes_what_a_service_compares(tmp_path: Path, unit: str) -
 
 def test_record_start_of_a_missing_file_fails_and_leaves_the_old_note(tmp_path: Path) -> None:
     script = tmp_path / "record-start"
-    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    script.write_bytes(base._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
     (tmp_path / "started").mkdir()
     (tmp_path / "started" / "x.service").write_text("old")
     result = subprocess.run(["sh", script, "x.service", tmp_path / "gone"], capture_output=True, check=False)
@@ -422,7 +423,7 @@ def test_record_start_of_a_missing_file_fails_and_leaves_the_old_note(tmp_path: 
 def test_a_service_starts_where_there_is_no_room_for_its_note(tmp_path: Path, there: bool) -> None:
     """Something else may have filled /run when the storage must start again. What it started with is unknown then."""
     script, file, notes = tmp_path / "record-start", tmp_path / "conf", tmp_path / "started"
-    script.write_bytes(common._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
+    script.write_bytes(base._RECORD_START.replace(b"/run/kubeadm-registry", str(tmp_path).encode()))
     file.write_text("a\n")
     if there:
         notes.mkdir()
