@@ -128,6 +128,13 @@ def connection(
     return partial(Registry, address, paths.REGISTRY_PORT, ca=secrets.trust, login=login, via=via, timeout=timeout)
 
 
+def to_vip(cluster: Cluster) -> tuple[pool.Connect, bool]:
+    """What connects to the registry at the virtual IP, and whether that is by the registry's own network."""
+    vip = cluster.spec.vip.address
+    direct = answers(vip)
+    return connection(cluster, cluster.hosts[0], vip, direct=direct), direct
+
+
 def answers(address: str) -> bool:
     """Whether somebody takes connections at the registry's port of *address*, as seen from this machine."""
     try:

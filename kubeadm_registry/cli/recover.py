@@ -13,7 +13,7 @@ from kubeadm_registry import config
 from kubeadm_registry.access import lacking, loading
 from kubeadm_registry.access.lacking import Examined
 from kubeadm_registry.access.loading import Given
-from kubeadm_registry.access.reach import answers, connection
+from kubeadm_registry.access.reach import to_vip
 from kubeadm_registry.access.recovery import given_up, recovering, require_still_dead
 from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.bundle.lists import names_in
@@ -128,9 +128,7 @@ def _examine(
     What cannot be read is deleted first: the registry takes it for present, and would not take it again. With a list of
     tags go the names of images that no bundle has, which nothing finds any more.
     """
-    vip = cluster.spec.vip.address
-    direct = answers(vip)
-    connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
+    connect, direct = to_vip(cluster)
     wanted = [*wanted, *(Place(item.repository, item.reference) for one in given for item in one.items)]
     examined = lacking.examine(cluster, connect, wanted)
     bundles = lacking.brought_back(examined, given)

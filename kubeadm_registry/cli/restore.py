@@ -15,7 +15,7 @@ import click
 from kubeadm_registry import config
 from kubeadm_registry.access import loading, session
 from kubeadm_registry.access.loading import Given
-from kubeadm_registry.access.reach import answers, connection
+from kubeadm_registry.access.reach import to_vip
 from kubeadm_registry.access.retention_records import record_writer
 from kubeadm_registry.backup import Contents, restoring
 from kubeadm_registry.cli import terminal
@@ -146,9 +146,7 @@ def _load(
     unavailable: Sequence[restoring.Missing], reporter: Reporter,
 ) -> list[restoring.Missing]:  # fmt: skip
     """Load the images of all bundles; what is not in the registry then. Raises Error (RestoreIncomplete)."""
-    vip = cluster.spec.vip.address
-    direct = answers(vip)
-    connect = connection(cluster, cluster.hosts[0], vip, direct=direct)
+    connect, direct = to_vip(cluster)
     load = partial(
         loading.load_given, cluster, key=terminal.bundle_key(key), journal=journal_of(cluster.secrets),
         note=reporter.note, direct=direct, progress=reporter.progress, again="restore",

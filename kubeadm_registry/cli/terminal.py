@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from kubeadm_registry.access import session
-from kubeadm_registry.access.reach import answers, connection
+from kubeadm_registry.access.reach import to_vip
 from kubeadm_registry.access.session import Prompts
 from kubeadm_registry.cli.command import BUNDLE_KEY
 from kubeadm_registry.cluster import Cluster
@@ -101,6 +101,4 @@ def registry(
     cluster_file = file if isinstance(file, RegistryCluster) else load(file)
     with cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as opened:
         session.installed_secrets(opened.vault)
-        vip = cluster_file.spec.vip.address
-        direct = answers(vip)
-        yield opened, connection(opened, opened.hosts[0], vip, direct=direct), direct
+        yield opened, *to_vip(opened)

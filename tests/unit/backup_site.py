@@ -16,7 +16,6 @@ from kubeadm_registry.access import loading, reach, session
 from kubeadm_registry.backup import Contents, Identities, read
 from kubeadm_registry.cli import restore as cli_restore
 from kubeadm_registry.cli import seed as cli_seed
-from kubeadm_registry.cli import terminal
 from kubeadm_registry.cli.main import cli
 from kubeadm_registry.components import programs
 from kubeadm_registry.config import Node, RegistryCluster
@@ -81,7 +80,7 @@ def site(three: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
-    for module in (reach, terminal, cli_restore, cli_seed):
+    for module in (reach, cli_seed):
         monkeypatch.setattr(module, "answers", lambda _address: False)
     (folder / "cluster.yaml").write_text(f"# of the site\n{config.SMALLEST}")
     registry = Repositories()

@@ -9,7 +9,6 @@ import pytest
 
 from kubeadm_registry import config, pki, secrets
 from kubeadm_registry.access import reach, session
-from kubeadm_registry.cli import terminal
 from kubeadm_registry.config import Node, RegistryCluster
 from kubeadm_registry.transport.host import Transport
 from tests.unit.fake_cluster import FakeCluster, fixed_secrets
@@ -26,8 +25,7 @@ NAMES = ("cp-1", "cp-2", "cp-3")
 def fake(three: FakeCluster, pair: pki.Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repositories]:
     """Three servers that were installed; one registry answers through each of them and through the virtual IP."""
     monkeypatch.chdir(tmp_path)
-    for module in (reach, terminal):
-        monkeypatch.setattr(module, "answers", lambda _address: False)
+    monkeypatch.setattr(reach, "answers", lambda _address: False)
     (tmp_path / "cluster.yaml").write_text(config.SMALLEST)
 
     def connect(_: RegistryCluster, node: Node, prompts: session.Prompts) -> Transport:

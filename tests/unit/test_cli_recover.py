@@ -152,7 +152,6 @@ def world(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setattr(backend(spec), "lacking", storage.lacking)
     monkeypatch.setattr(s3, "objects", storage.objects)
     monkeypatch.setattr(s3, "delete", storage.delete)
-    monkeypatch.setattr(cli_recover, "answers", lambda _: False)
     monkeypatch.setattr(cli_recover, "record_writer", lambda _: connector(site.registry))
     monkeypatch.setattr(cli_recover, "server_time", lambda _: NOW)
     monkeypatch.setattr(cli_recover, "run", run)
