@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 from kubeadm_registry import members, paths, secrets
 from kubeadm_registry.access.membership import Request
@@ -183,21 +184,16 @@ def lost(cluster: Cluster, _: Host) -> Iterator[str]:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """Says None once the agent of a host has promised on its disk to vote by this list, and by no earlier one."""
-
-    cluster: Cluster
-
-    def __call__(self, host: Host) -> str | None:
-        wanted = self.cluster.members.generation
-        try:
-            found = agent.promises(self.cluster, host)
-        except Newer as error:
-            return str(error)
-        if any(int(one.values.get("generation", 0)) >= wanted for one in found):
-            return None
-        return f"its agent has not stored generation {wanted} yet"
+def _not_bound(cluster: Cluster, host: Host) -> str | None:
+    """None once the agent of *host* has promised on its disk to vote by this list, and by no earlier one."""
+    wanted = cluster.members.generation
+    try:
+        found = agent.promises(cluster, host)
+    except Newer as error:
+        return str(error)
+    if any(int(one.values.get("generation", 0)) >= wanted for one in found):
+        return None
+    return f"its agent has not stored generation {wanted} yet"
 
 
 def _may_settle(cluster: Cluster) -> bool:
@@ -209,7 +205,7 @@ def _may_settle(cluster: Cluster) -> bool:
 def stored(cluster: Cluster, host: Host) -> Steps:
     """Wait until this node's agent is bound by the new list."""
     if _may_settle(cluster):
-        yield Wait("the agent has stored the new list of members", _Stored(cluster), timeout=30)
+        yield Wait("the agent has stored the new list of members", partial(_not_bound, cluster), timeout=30)
 
 
 def settle(cluster: Cluster, host: Host) -> Steps:
