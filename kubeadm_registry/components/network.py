@@ -36,17 +36,12 @@ GUARD = Service("guard", units=(GUARD_UNIT,), reloaded_by=(paths.GUARD,))
 class FirewallRules:
     """The nftables rules are loaded: they are missing after a flush, as by ``kubeadm reset``."""
 
-    tables: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """What apply does."""
-        return f"load {paths.GUARD}"
+    title = f"load {paths.GUARD}"
 
     def diff(self, host: Host) -> str | None:
         """Which table is missing, or None."""
         there = host.query("nft", "list", "tables", "inet").text.splitlines()
-        missing = [table for table in self.tables if f"table inet {table}" not in there]
+        missing = [table for table in paths.TABLES if f"table inet {table}" not in there]
         return f"nft table inet {missing[0]}: loaded (it is missing)" if missing else None
 
     def apply(self, host: Host) -> None:
@@ -59,10 +54,7 @@ class Routes:
     """Address, routes and rules of the script are there: ``ip link set down``, ``ip address flush`` and a restart of
     systemd-networkd take them away."""
 
-    @property
-    def title(self) -> str:
-        """What apply does."""
-        return f"reload {UNIT}"
+    title = f"reload {UNIT}"
 
     def diff(self, host: Host) -> str | None:
         """What is missing, or None. The script itself says it; one of an earlier release says nothing."""
@@ -191,7 +183,7 @@ def install(cluster: Cluster, host: Host, services: Sequence[Service], frontend:
     )
     yield guard
     yield from serve(GUARD, (guard,), guard=paths.GUARD)
-    yield FirewallRules(paths.TABLES)
+    yield FirewallRules()
     yield script
     yield from serve(SERVICE, (script,), script=SCRIPT)
     yield Routes()
