@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.table import Table
 
 from kubeadm_registry import config
 from kubeadm_registry.access.collecting import Member, as_root
@@ -21,7 +20,7 @@ from kubeadm_registry.bundle.lists import names_in
 from kubeadm_registry.cli import pins, terminal
 from kubeadm_registry.cli.collect import collect, grace_option
 from kubeadm_registry.cli.command import EXIT_DEGRADED, Context, command, dry_delete_option, file_option, key_option
-from kubeadm_registry.cli.tables import wide_screen
+from kubeadm_registry.cli.tables import columns, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import frontend
 from kubeadm_registry.disk import naming
@@ -79,7 +78,7 @@ def list_command(context: Context, path: Path | None, referrers: bool, everythin
 
 def _show(images: Sequence[inventory.Image], *, referrers: bool) -> None:
     console = wide_screen()
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = columns()
     # On a narrow terminal names and platforms break, so that nothing is cut off.
     for title in ("IMAGE", "DIGEST", "PLATFORMS", *(["REFERRERS"] if referrers else [])):
         table.add_column(title, no_wrap=title in ("DIGEST", "REFERRERS"), overflow="fold")

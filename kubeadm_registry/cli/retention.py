@@ -13,7 +13,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import click
-from rich.table import Table
 
 from kubeadm_registry.access.executor import on_hosts, pulls
 from kubeadm_registry.access.retention_records import record_writer
@@ -21,7 +20,7 @@ from kubeadm_registry.bundle.lists import names_in, told_in
 from kubeadm_registry.cli import retention_timer, terminal
 from kubeadm_registry.cli.command import Context, command, file_option
 from kubeadm_registry.cli.retention_records import Records, server_time
-from kubeadm_registry.cli.tables import ago, moment, wide_screen
+from kubeadm_registry.cli.tables import ago, columns, moment, wide_screen
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Reporter, echo
 from kubeadm_registry.errors import ConfigError, Error, Problem
@@ -243,9 +242,9 @@ def _report(kubeconfig: Path, rules: RegistryPolicy) -> tuple[str, ClusterReport
 def show(made: Plan, *, most: int, err: bool = False) -> None:
     """Print what *made* deletes: sums, and the *most* largest deletions; with *err* to standard error."""
     console = wide_screen(err=err)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("REPOSITORY", "KEPT", "DELETED", "FREED"):
-        table.add_column(title, overflow="fold", justify="left" if title == "REPOSITORY" else "right")
+    table = columns("REPOSITORY")
+    for title in ("KEPT", "DELETED", "FREED"):
+        table.add_column(title, overflow="fold", justify="right")
     kept = Counter(one.repository for one in made.kept)
     gone = Counter(repository for repository, _ in {(one.repository, one.digest) for one in made.deletions})
     freed: Counter[str] = Counter()

@@ -217,7 +217,7 @@ def exit_code(found: dict[str, Any]) -> int:
 
 def _table(found: dict[str, Any], *, wide: bool) -> Table:
     """The nodes: *wide* with a column for each service, else with one that names those that are not active."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = columns()
     services = list(dict.fromkeys(name for node in found["nodes"] for name in node["services"]))
     titles = [name.upper() for name in services] if wide else ["SERVICES"]
     for title in ("NODE", "FIT", "VIP", *titles, "CERTIFICATE"):
