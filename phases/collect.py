@@ -117,55 +117,53 @@ class Collection:
     @property
     def close(self) -> Phase:
         """All proxies refuse pushes."""
-        return Phase("close", "Close pushes at every proxy", lambda _, host: self._close(host))
+        return Phase("close", "Close pushes at every proxy", self._close)
 
     @property
     def drain(self) -> Phase:
         """Uploads in progress are completed."""
-        return Phase("drain", "Wait for pushes in flight", lambda _, host: self._drain())
+        return Phase("drain", "Wait for pushes in flight", self._drain)
 
     @property
     def sweep(self) -> Phase:
         """Delete the blobs that no manifest needs and no push relies on."""
-        return Phase("sweep", "Delete what no manifest needs", lambda _, host: self._sweep(), on=leader)
+        return Phase("sweep", "Delete what no manifest needs", self._sweep, on=leader)
 
     @property
     def end(self) -> Phase:
         """Stop a deletion that an interrupted run has left."""
-        return Phase("end", "Stop the deletion of the interrupted run", lambda _, host: self._end(), on=leader)
+        return Phase("end", "Stop the deletion of the interrupted run", self._end, on=leader)
 
     @property
     def restart(self) -> Phase:
         """Restart the frontends, which cache deleted blobs."""
-        return Phase(
-            "restart", "Restart the registry on each node", lambda _, host: self._restart(), one_at_a_time=True
-        )
+        return Phase("restart", "Restart the registry on each node", self._restart, one_at_a_time=True)
 
     @property
     def reopen(self) -> Phase:
         """All proxies accept pushes."""
-        return Phase("open", "Open pushes", lambda _, host: self._open())
+        return Phase("open", "Open pushes", self._open)
 
-    def _close(self, host: Host) -> Steps:
+    def _close(self, _: Cluster, host: Host) -> Steps:
         yield _Closed(self, [one.name for one in self.members].index(host.name))
 
-    def _drain(self) -> Steps:
+    def _drain(self, _: Cluster, __: Host) -> Steps:
         yield Wait("no push is in flight", lambda host: seen(self.member(host)).pushes.busy, timeout=DRAIN)
 
-    def _sweep(self) -> Steps:
+    def _sweep(self, _: Cluster, __: Host) -> Steps:
         yield _Once(
             "delete blobs",
             f"{self.blobs} blobs, {self.bytes / 1e6:.1f} MB, deleted, except for what pushes relied on recently",
             self._delete,
         )
 
-    def _end(self) -> Steps:
+    def _end(self, _: Cluster, __: Host) -> Steps:
         yield _Once("end the deletion", "no blob is deleted", self._end_deletion)
 
-    def _restart(self) -> Steps:
+    def _restart(self, _: Cluster, __: Host) -> Steps:
         yield _Restarted(self)
 
-    def _open(self) -> Steps:
+    def _open(self, _: Cluster, __: Host) -> Steps:
         yield _Open(self)
 
     # ---- what they do ---------------------------------------------------------------------------------------------
