@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from cryptography import x509
@@ -76,10 +76,9 @@ class Seen:
         return {**found, "problems": problems}
 
 
-def check(cluster: Cluster, now: datetime | None = None) -> list[Seen]:
+def check(cluster: Cluster, now: datetime) -> list[Seen]:
     """All certificates on the hosts of *cluster*, in the order of the file. Raises ConnectionFailed."""
-    moment = now or datetime.now(UTC)
-    found = side_by_side(lambda host: list(_of(cluster, host, moment)), cluster.hosts)
+    found = side_by_side(lambda host: list(_of(cluster, host, now)), cluster.hosts)
     return [one for seen in found for one in seen]
 
 
