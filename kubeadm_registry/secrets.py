@@ -476,14 +476,14 @@ class Vault:
             return Secrets.of(self._found)
 
 
-def kept(data_directory: str) -> str:
+def kept_path(data_directory: str) -> str:
     """Where ``reset`` leaves the secrets when it leaves the data."""
     return f"{data_directory}/secrets.json"
 
 
 def contents(host: Host, data_directory: str) -> dict[str, bytes]:
     """The secrets files of *host* by their paths: its own, and the one that a reset left with the data."""
-    found = {path: host.read(path) for path in (PATH, kept(data_directory))}
+    found = {path: host.read(path) for path in (PATH, kept_path(data_directory))}
     # An empty file is a damaged one, not a host without secrets: then new ones would lock all out of the storage.
     return {path: content for path, content in found.items() if content is not None}
 

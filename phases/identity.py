@@ -73,7 +73,7 @@ def store(cluster: Cluster, host: Host) -> Steps:
     """Store the secrets on this node."""
     yield SecretsFile(cluster)
     # The copy that a reset left in the data directory is no longer needed.
-    yield Absent(secrets.kept(cluster.spec.data_directory))
+    yield Absent(secrets.kept_path(cluster.spec.data_directory))
 
 
 STORE = Phase(

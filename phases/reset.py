@@ -61,7 +61,7 @@ class SecretsKept:
 
     @property
     def _kept(self) -> str:
-        return secrets.kept(self.cluster.spec.data_directory)
+        return secrets.kept_path(self.cluster.spec.data_directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def purge(cluster: Cluster, host: Host) -> Steps:
     directory = cluster.spec.data_directory
     if data.owns_storage(cluster, host):
         yield Absent(data.storage(cluster))
-    yield Absent(secrets.kept(directory))
+    yield Absent(secrets.kept_path(directory))
     yield Absent(members.kept_path(directory))
     yield Absent(directory, only_if_empty=True)
 

@@ -158,7 +158,7 @@ def owns_storage(cluster: Cluster, host: Host) -> bool:
     if backend(cluster.spec).is_ours(cluster, host):
         return True
     # Half removed it may have lost its key; the secrets that are kept beside it go last.
-    kept = host.query("test", "-e", secrets.kept(cluster.spec.data_directory)).ok
+    kept = host.query("test", "-e", secrets.kept_path(cluster.spec.data_directory)).ok
     return kept or _empty(host, storage(cluster))
 
 

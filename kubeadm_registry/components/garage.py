@@ -300,7 +300,7 @@ def storage_problem(cluster: Cluster, host: Host) -> str | None:
     return f"{state['storageNodesUp']} of {wanted} storage nodes are up, storage is {state['status']}"
 
 
-def _formed(cluster: Cluster, host: Host) -> bool:
+def _has_layout(cluster: Cluster, host: Host) -> bool:
     """Whether the storage has a layout; without one nothing can be lost by a restart."""
     return bool(health(cluster, host)["storageNodes"])
 
@@ -334,7 +334,7 @@ class Stable:
 def gate(cluster: Cluster) -> Condition:
     """Says None once the storage has been healthy on all nodes for STABLE seconds: only then may one be restarted."""
     stable = Stable(partial(storage_problem_anywhere, cluster), STABLE)
-    return lambda host: stable(host) if _formed(cluster, host) else None
+    return lambda host: stable(host) if _has_layout(cluster, host) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,7 +359,7 @@ class StorageConnected:
 
     def diff(self, host: Host) -> str | None:
         """Which node is not connected to all others; None also without a layout, when no data can be missing."""
-        return self._apart(self._running()) if _formed(self.cluster, host) else None
+        return self._apart(self._running()) if _has_layout(self.cluster, host) else None
 
     def apply(self, host: Host) -> None:
         """Connect each running node to the others, and wait."""

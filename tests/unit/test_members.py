@@ -657,7 +657,7 @@ def test_a_node_that_has_left_and_is_a_client_node_by_now_stays_one(three: FakeC
 def test_a_node_that_cannot_be_uninstalled_leaves_as_a_dead_one_does(three: FakeCluster) -> None:
     """Its data disk is broken: nothing can be written there."""
     four = changed(three, Request(joins="cp-4"), FOUR)
-    left, kept = four.servers["cp-4"], secrets.kept("/var/lib/kubeadm-registry")
+    left, kept = four.servers["cp-4"], secrets.kept_path("/var/lib/kubeadm-registry")
     left.answer("sh", "-c", host_module._WRITE, "write", kept, with_=1)
     left.flushed.clear()
     text = left_as_it_is(four)
@@ -977,7 +977,7 @@ def test_what_another_registry_stored_on_a_node_that_comes_is_not_touched(three:
     fake = returning(three)
     left = fake.servers["cp-4"]
     left.put(f"{OLD}/meta/node_key", b"another")
-    del left.tree[secrets.kept("/var/lib/kubeadm-registry")]
+    del left.tree[secrets.kept_path("/var/lib/kubeadm-registry")]
     _, cluster, _ = planned(fake, Request(joins="cp-4"), FOUR)
     assert run(CHANGE_MEMBERS, cluster, Recorder(), only=("arrive/clear",)) == []
     assert left.acts == []
