@@ -121,7 +121,7 @@ def connection(
     ConnectionFailed, and NotYetKnown before there are secrets, when there can be no registry either.
     """
     if not cluster.vault.known:
-        raise NotYetKnown("not every node has the registry's secrets yet")
+        raise NotYetKnown("not every node has the registry's secrets yet", hint="run init first")
     secrets = cluster.secrets
     login = Login(role, secrets.password(role))
     via = None if direct else host.dial(address, paths.REGISTRY_PORT)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from kubeadm_registry.backup.contents import Contents, Image, Member, Pin, Version
-from kubeadm_registry.bundle import Program
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import existing, frontend
 from kubeadm_registry.images import graph, inventory
@@ -18,11 +17,9 @@ from kubeadm_registry.transport.host import side_by_side
 from kubeadm_registry.upkeep import store
 
 
-def gather(
-    cluster: Cluster, cluster_file: str, programs: Mapping[str, Program], connect: Connect | None
-) -> tuple[Contents, Mapping[Place, str]]:
+def gather(cluster: Cluster, cluster_file: str, connect: Connect | None) -> tuple[Contents, Mapping[Place, str]]:
     """What a backup of *cluster* holds, and which images it cannot list, with the reason. *cluster_file* is the text of
-    its file, *programs* those on the nodes.
+    its file.
 
     *connect* leads to the registry, for its images and pins; None: it is not asked. Raises RegistryError, NotYetKnown,
     and Error (StandingDamaged).
@@ -32,7 +29,7 @@ def gather(
         cluster.secrets.found,
         cluster_file,
         _members(cluster),
-        tuple(Version(name, one.version, one.digest) for name, one in sorted(programs.items())),
+        tuple(Version(name, one.version, one.digest) for name, one in sorted(cluster.programs.items())),
         images,
         () if connect is None else _pins(connect, cluster.secrets.retention_key),
         cluster.recorded,

@@ -11,7 +11,6 @@ from typing import cast
 import click
 
 from kubeadm_registry import pki
-from kubeadm_registry.access import session
 from kubeadm_registry.backup import Backup, Contents, Identities, Passphrase, PublicKeys, read, write
 from kubeadm_registry.backup.file import KEYS, NONE, PASSPHRASE, describe, writable
 from kubeadm_registry.backup.gather import gather
@@ -91,7 +90,7 @@ def backup(
         for name, why in cluster.absent.items():
             reporter.note(f"{why}; its secrets were not compared with those of the others", host=name, level="warning")
         outdated = list(same_cluster(cluster, cluster.leader))
-        contents, lost = gather(cluster, text, session.installed(cluster.hosts), None if no_images else connect)
+        contents, lost = gather(cluster, text, None if no_images else connect)
     missing = sorted((str(place), why) for place, why in lost.items())
     for name, why in missing:
         reporter.note(f"{name} is not in the list of images: {why}", level="warning")

@@ -127,7 +127,7 @@ def check(
     places = list(dict.fromkeys(place_in(spec, name) for name in names))
     everything = not (names or bundle)
     with terminal.registry(cluster_file, reporter, bundle, key) as (cluster, connect, direct):
-        items = list(seed.plan(cluster.bundle)) if bundle and cluster.bundle else []
+        items = list(seed.plan(cluster.bundle)) if cluster.bundle else []
         unlisted: Mapping[Place, str] = {}
         if everything:
             places, unlisted = inventory.all_places(connect, frontend(cluster.spec).records)

@@ -60,7 +60,7 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
         why = "the timer knows the pulls of its own node only, so pulledWithin keeps everything"
         context.reporter().note(why, level="warning")
     context.reporter().note("the timer frees no space: have `kubeadm-registry images collect` run daily, from here")
-    run_on_nodes(context, enable_timer(text.encode()), path, None, dry_run=dry_run, need_programs=False)
+    run_on_nodes(context, enable_timer(text.encode()), path, dry_run=dry_run, need_programs=False)
 
 
 @command("disable", parent=group, short_help="Disable the timer and remove the policy")
@@ -69,7 +69,7 @@ def enable(context: Context, path: Path | None, policy_file: Path, dry_run: bool
 @diff_option
 def disable(context: Context, path: Path | None, dry_run: bool) -> None:
     """Disable the timer on every node and remove its policy. A run in progress is completed."""
-    run_on_nodes(context, RETENTION_TIMER_DISABLE, path, None, dry_run=dry_run, need_programs=False)
+    run_on_nodes(context, RETENTION_TIMER_DISABLE, path, dry_run=dry_run, need_programs=False)
 
 
 @command("status", parent=group, short_help="Show the timer of each node")

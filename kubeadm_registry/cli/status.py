@@ -182,7 +182,7 @@ def _look_for_images(
 ) -> None:
     """Add where the images are to the status: as ``images``, and as a condition."""
     with terminal.registry(cluster_file, context.reporter(), bundle, key) as (cluster, connect, _):
-        if bundle and cluster.bundle:
+        if cluster.bundle:
             items, unread = list(seed.plan(cluster.bundle)), dict[str, str]()
         else:
             places, unlisted = inventory.all_places(connect, frontend(cluster.spec).records)

@@ -96,9 +96,11 @@ def registry(
 ) -> Iterator[tuple[Cluster, pool.Connect, bool]]:
     """The cluster, the way to its registry through the virtual IP, and whether that is the registry's own network.
 
-    *file*: the cluster file; or what it says, if it was read before, for it may be a pipe.
+    *file*: the cluster file; or what it says, if it was read before, for it may be a pipe. *bundle*: the one that is
+    asked about. One that lies here is for what installs programs; those that run are the nodes'.
     """
     cluster_file = file if isinstance(file, RegistryCluster) else load(file)
-    with cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=True) as opened:
+    signed_by = bundle_key(key) if bundle is not None else None
+    with session.cluster(cluster_file, prompts(), reporter.note, bundle=bundle, key=signed_by, may_miss=True) as opened:
         session.installed_secrets(opened.vault)
         yield opened, *to_vip(opened)

@@ -62,7 +62,7 @@ def move(
     reporter = context.reporter()
     cluster_file = config.load(path)
     vip_move.require_name([one.name for one in cluster_file.spec.nodes], node)
-    with terminal.cluster(cluster_file, reporter, bundle=None, may_miss=True) as cluster:
+    with session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=True) as cluster:
         session.installed_secrets(cluster.vault)
         # One that is not asked may win the address, and passes nobody's connections on.
         require_members(cluster)

@@ -38,13 +38,20 @@ from kubeadm_registry.printable import Level, counted
 
 
 def run_on_nodes(
-    context: Context, workflow: Workflow, path: Path | None, bundle: Path | None, *, key: Path | None = None,
+    context: Context, workflow: Workflow, path: Path | None, bundle: Path | None = None, *, key: Path | None = None,
     dry_run: bool = False,
     only: tuple[str, ...] = (), skip: tuple[str, ...] = (), ignore: tuple[str, ...] = (), need_programs: bool = True,
     may_miss: bool = False,
 ) -> None:  # fmt: skip
-    """Run *workflow* on all nodes of the cluster file *path*, and report what came of it."""
-    opened = terminal.cluster(config.load(path), context.reporter(), bundle=bundle, key=key, may_miss=may_miss)
+    """Run *workflow* on all nodes of the cluster file *path*, and report what came of it.
+
+    *need_programs*: those of *bundle*, of the one that lies here, or of the nodes; else no bundle is looked at.
+    """
+    cluster_file, reporter = config.load(path), context.reporter()
+    if need_programs:
+        opened = terminal.cluster(cluster_file, reporter, bundle=bundle, key=key, may_miss=may_miss)
+    else:
+        opened = session.cluster(cluster_file, terminal.prompts(), reporter.note, may_miss=may_miss)
     carry_out(
         context, workflow, opened, dry_run=dry_run, only=only, skip=skip, ignore=ignore, need_programs=need_programs
     )
@@ -192,7 +199,7 @@ def preflight_command(
 @file_option
 def verify(context: Context, path: Path | None) -> None:
     """Push a test image and pull it by digest through every node and the virtual IP."""
-    run_on_nodes(context, VERIFY_ONLY, path, None)
+    run_on_nodes(context, VERIFY_ONLY, path, need_programs=False)
 
 
 @command("reset", short_help="Uninstall the registry, restore containerd", help_after=phase_table(RESET))
@@ -214,4 +221,4 @@ def reset(context: Context, path: Path | None, purge_data: bool, yes: bool, dry_
         what = "the registry AND ALL ITS IMAGES" if purge_data else "the registry (keeping its images)"
         click.confirm(f"Remove {what} from {where}?", abort=True, err=True)
     skip = () if purge_data else ("data",)
-    run_on_nodes(context, RESET, path, None, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)
+    run_on_nodes(context, RESET, path, dry_run=dry_run, skip=skip, ignore=names(ignore), need_programs=False)

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from kubeadm_registry import config, secrets
 from kubeadm_registry.bundle import Bundle
+from kubeadm_registry.cli import terminal
+from kubeadm_registry.cli.terminal import DEFAULT_BUNDLE
 from kubeadm_registry.components.programs import _UPLOADED, Installed
+from kubeadm_registry.engine.report import Silent
 from kubeadm_registry.errors import BundleError
 from kubeadm_registry.transport.host import Host
 from tests.unit.bundle_files import contents, image, script, write_layout
 from tests.unit.command_line import Terminal, failed, lines
+from tests.unit.fake_cluster import FakeCluster
 from tests.unit.fake_upstream import FakeUpstream, serving
 from tests.unit.fakes import FakeTransport
 from tests.unit.test_bundle_signing import keygen, public
@@ -40,8 +45,6 @@ def create(run: Terminal, name: str, layer: bytes, *arguments: str) -> None:
 def test_the_key_is_asked_before_any_server(
     run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]
 ) -> None:  # fmt: skip
-    from kubeadm_registry import config
-
     run.write(config.SMALLEST)
     create(run, "x.tar", b"layer")
     given, ours = (*words, "--bundle", "x.tar", "-o", "json"), str(public(keys[0]))
@@ -58,13 +61,10 @@ def test_the_key_is_asked_before_any_server(
     assert unreachable, "now they are"
 
 
-@pytest.mark.parametrize("words", [*COMMANDS, ("verify",), ("reset", "--yes"), ("images", "list")], ids=" ".join)
+@pytest.mark.parametrize("words", [one for one in COMMANDS if one != ("images", "check")], ids=" ".join)
 def test_the_variable_counts_for_the_bundle_in_the_folder_too(
     run: Terminal, unreachable: list[str], keys: tuple[Path, Path], words: tuple[str, ...]
 ) -> None:  # fmt: skip
-    from kubeadm_registry import config
-    from kubeadm_registry.cli.terminal import DEFAULT_BUNDLE
-
     run.write(config.SMALLEST)
     create(run, str(DEFAULT_BUNDLE), b"layer")
     given = (*words, "-o", "json")
@@ -75,6 +75,32 @@ def test_the_variable_counts_for_the_bundle_in_the_folder_too(
     assert not unreachable, "nobody was contacted"
     failed(run(*given), 4)
     assert unreachable
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("verify",), ("reset", "--yes"), ("vip", "move"), ("retention", "timer", "disable"), ("retention", "history"),
+        ("images", "list"), ("images", "check"), ("images", "collect"), ("backup", "--no-encryption", "-o", "file"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_what_installs_nothing_looks_at_no_bundle_in_the_folder(
+    run: Terminal, unreachable: list[str], words: tuple[str, ...]
+) -> None:
+    run.write(config.SMALLEST)
+    (run.folder / DEFAULT_BUNDLE).write_bytes(b"one that is being copied here")
+    failed(run(*words, env={"KUBEADM_REGISTRY_BUNDLE_KEY": ""}), 4)
+    assert unreachable
+
+
+def test_steps_are_done_by_the_programs_that_run(run: Terminal, servers: FakeCluster) -> None:
+    """A bundle for the next upgrade has programs at paths that are not on the nodes."""
+    create(run, str(DEFAULT_BUNDLE), b"layer")
+    for server in servers.servers.values():
+        server.put(secrets.PATH, servers.cluster.secrets.to_json(), 0o600)
+    with terminal.registry(None, Silent()) as (cluster, _, _):
+        assert (cluster.programs, cluster.bundle) == (servers.programs, None)
 
 
 def test_an_empty_variable_is_no_key(run: Terminal, keys: tuple[Path, Path]) -> None:
