@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from kubeadm_registry import pki
 from kubeadm_registry.secrets import FORMER, LEFT, LOGINS, NEXT, RETIRED, Secrets, fresh
@@ -54,8 +54,8 @@ def advance(secrets: Secrets, cluster: str, kind: Kind = "ca", *, left: bool = F
     name = parts[0]
     if now == "trust":
         overlap[f"{FORMER}{name}"] = getattr(secrets, name)
-        following = {part: overlap.pop(f"{NEXT}{part}") for part in parts}
-        return replace(secrets, overlap=overlap, **following)  # type: ignore[arg-type]  # all of them are texts
+        following: dict[str, Any] = {part: overlap.pop(f"{NEXT}{part}") for part in parts}
+        return replace(secrets, overlap=overlap, **following)
     if now == "issue":
         overlap[f"{RETIRED}{name}"] = before = overlap.pop(f"{FORMER}{name}")
         if kind == "heartbeat":
@@ -93,12 +93,12 @@ def overlapping(secrets: Secrets) -> tuple[str, ...]:
 
 def rotate(secrets: Secrets, roles: Iterable[str]) -> Secrets:
     """New passwords for *roles*; those of now are accepted as well."""
-    overlap, changes = dict(secrets.overlap), {}
+    overlap, changes = dict(secrets.overlap), dict[str, Any]()
     for role in roles:
         name = f"{role}_password"
         overlap[f"{FORMER}{name}"] = secrets.password(role)
         changes[name] = fresh(name)
-    return replace(secrets, overlap=overlap, **changes)  # type: ignore[arg-type]  # all of them are texts
+    return replace(secrets, overlap=overlap, **changes)
 
 
 def finish(secrets: Secrets, roles: Iterable[str]) -> Secrets:
