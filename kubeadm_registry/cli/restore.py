@@ -88,18 +88,19 @@ def restore(
     contents = backup.opened(key_for(backup, passphrase_file, identities))
     cluster_file = _cluster_file(path, contents, file)
     restoring.require_same(cluster_file, contents, str(file))
-    given = loading.given(bundles or (terminal.DEFAULT_BUNDLE,), terminal.bundle_key(key), reporter.note)
+    signed_by = terminal.bundle_key(key)
+    given = loading.given(bundles or (terminal.DEFAULT_BUNDLE,), signed_by, reporter.note)
     unavailable = restoring.unavailable(contents.images or (), [item for one in given for item in one.items])
     if contents.images is None:
         reporter.note("the backup has no list of images: it was made with --no-images", level="warning")
     for text in restoring.differences(cluster_file, contents):
         reporter.note(text, level="warning")
-    with _cluster(cluster_file, contents, loading.with_programs(cluster_file, given), key, reporter) as cluster:
+    with _cluster(cluster_file, contents, loading.with_programs(cluster_file, given), signed_by, reporter) as cluster:
         require_programs(cluster)
         changed = len(run(RESTORE, cluster, reporter, ignore=names(ignore), dry_run=dry_run))
         missing, pinned = unavailable, True
         if not dry_run:
-            missing = _load(cluster, given, key, contents, unavailable, reporter)
+            missing = _load(cluster, given, signed_by, contents, unavailable, reporter)
             pinned = _pin(cluster, contents, reporter)
     for one in missing:
         reporter.note(f"{one.name}: {one.why}", level="warning")
@@ -126,9 +127,7 @@ def _cluster(
 ) -> Iterator[Cluster]:
     """The nodes, for which secrets and members in the backup count as well. Raises Error (SecretsConflict)."""
     secrets = restoring.secrets_for(cluster_file, contents)
-    opened = session.cluster(
-        cluster_file, terminal.prompts(), reporter.note, bundle=bundle, key=terminal.bundle_key(key), backup=secrets
-    )
+    opened = session.cluster(cluster_file, terminal.prompts(), reporter.note, bundle=bundle, key=key, backup=secrets)
     try:
         with opened as cluster:
             yield replace(cluster, recorded=restoring.members_for(cluster, contents, int(time.time()) // 60))
@@ -148,7 +147,7 @@ def _load(
     """Load the images of all bundles; what is not in the registry then. Raises Error (RestoreIncomplete)."""
     connect, direct = to_vip(cluster)
     load = partial(
-        loading.load_given, cluster, key=terminal.bundle_key(key), journal=journal_of(cluster.secrets),
+        loading.load_given, cluster, key=key, journal=journal_of(cluster.secrets),
         note=reporter.note, direct=direct, progress=reporter.progress, again="restore",
     )  # fmt: skip
     load(given)
