@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import NotYetKnown
+from kubeadm_registry.errors import Error, NotYetKnown, PhaseFailed, PreflightFailed
 from kubeadm_registry.phases import moves, upgrade, workflows
+from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.transport.host import Host
 
@@ -29,7 +30,13 @@ def carry_out(
     # The nodes that have had their turn may still copy what was pushed meanwhile.
     patience = upgrade.HEALTHY_WITHIN
     moved = moves.away(cluster, last, reporter, patience=patience) if _gives_up(cluster, last) else ()
-    return [*done, *moved, *run(workflows.upgrade((last,)), cluster, reporter, ignore=ignore)]
+    turn = workflows.upgrade((last,))
+    asked = [one.name for one in turn if one.name in (PREFLIGHT.name, upgrade.VERSIONS.name)]
+    try:
+        return [*done, *moved, *run(turn, cluster, reporter, skip=asked, ignore=ignore)]
+    except PreflightFailed as error:  # its message is of a run that has changed nothing
+        found = Error(error.message.partition(";")[0], hint=error.hint, code=error.code)
+        raise PhaseFailed(last.name, found, host=last.name) from error
 
 
 def _gives_up(cluster: Cluster, host: Host) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -12,9 +12,9 @@ import pytest
 
 from kubeadm_registry import __version__, config, members, paths, rotation
 from kubeadm_registry.bundle import TOOL
-from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.cluster import Cluster, leader
 from kubeadm_registry.components import agent, drain, garage, health, keepalived
-from kubeadm_registry.engine.phase import Phase, Workflow
+from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import ConnectionFailed, PhaseFailed, PreflightFailed
@@ -212,6 +212,33 @@ def test_a_move_that_is_killed_anywhere_is_completed_by_the_next_upgrade(monkeyp
         assert carried_out(world.fake, monkeypatch) == [], (name, number)
         assert world.holder != "cp-1", (name, number)
         assert contents(world.fake) == contents(whole.fake), (name, number)
+
+
+def test_checks_do_not_say_that_nothing_was_changed_once_the_other_nodes_are_upgraded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The holder's turn is a run of its own, with the checks of its phases."""
+    world = world_of("zot", monkeypatch)
+
+    def later(name: str) -> Check:
+        looks: list[str] = []
+
+        def probe(_: Cluster, host: Host) -> Iterator[str]:
+            if looks:
+                yield "it is off"
+            looks.append(host.name)
+
+        return Check(name, probe, on=leader)
+
+    odd = replace(workflows.AGENT, checks=(later("Odd"),))
+    monkeypatch.setattr(workflows, "NODE", tuple(odd if one is workflows.AGENT else one for one in NODE))
+    monkeypatch.setattr(workflows, "VERSIONS", replace(workflows.VERSIONS, checks=(later("OfAll"),)))
+    with pytest.raises(PhaseFailed, match=r"preflight found 1 problem$") as caught:
+        carried_out(world.fake, monkeypatch)
+    add_resumption(caught.value, world.fake.cluster.hosts)
+    assert (caught.value.phase, caught.value.exit_code, caught.value.code) == ("cp-1", 1, "PreflightFailed")
+    assert "fix the problems listed above, or pass --ignore-preflight-errors=Odd" in caught.value.hint
+    assert world.holder == "cp-2" and restarts(world.fake)["cp-3"]
 
 
 @pytest.mark.parametrize("program", ["garage", "distribution", "haproxy"])
