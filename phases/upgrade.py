@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 
 from kubeadm_registry.cluster import Cluster, leader
-from kubeadm_registry.components import agent, compatibility, health, running
+from kubeadm_registry.components import agent, compatibility, health, keepalived, running
 from kubeadm_registry.components.compatibility import Plan
-from kubeadm_registry.components.services import services
-from kubeadm_registry.engine.changes import Running, Steps, last_words, wait
+from kubeadm_registry.components.services import FRONTENDS, frontend, services
+from kubeadm_registry.engine.changes import Running, Steps, last_words, unit_path, wait
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.errors import CommandTimeout, Error, PhaseFailed
 from kubeadm_registry.phases.agent import AGENT as AGENT_PHASE
@@ -35,7 +36,27 @@ def plan(cluster: Cluster, hosts: Sequence[Host]) -> Plan:
     current = dict(zip((host.name for host in hosts), versions(cluster, hosts), strict=True))
     used = {name for there in current.values() for name in there}
     wanted = running.relevant(running.wanted(cluster), used)
-    return compatibility.plan(current, wanted, [host.name for host in hosts])
+    found = compatibility.plan(current, wanted, [host.name for host in hosts])
+    at_once = dict.fromkeys(chain.from_iterable(side_by_side(lambda host: tuple(_at_once(cluster, host)), hosts)))
+    return Plan((), (*found.refusals, *at_once)) if at_once else found
+
+
+def _at_once(cluster: Cluster, host: Host) -> Iterator[str]:
+    """What the file changes that nodes cannot change one after another, with the remedy."""
+    wanted, vip = frontend(cluster.spec).SERVICE, cluster.spec.vip
+    by_init = "restore the old value, or change it by `init`, which changes all nodes together, before you upgrade"
+    for other in (one.SERVICE for one in FRONTENDS.values() if one.SERVICE is not wanted):
+        if host.read(unit_path(other.unit)) is not None:
+            yield (
+                f"spec.frontend.type is {other.name} on the nodes, and {wanted.name} in the file: each has images of "
+                f"its own, so the first node to change would have none; {by_init}"
+            )
+    group = keepalived.group(host)
+    if group is not None and group != (vip.address, str(vip.router_id)):
+        yield (
+            f"spec.vip is {group[0]} (VRRP group {group[1]}) on the nodes, and {vip.address} ({vip.router_id}) in the "
+            f"file: the nodes that have changed and those that have not would each have a holder; {by_init}"
+        )
 
 
 def versions(cluster: Cluster, hosts: Sequence[Host]) -> list[dict[str, str]]:
@@ -58,7 +79,7 @@ def verbs(cluster: Cluster, host: Host, phases: Workflow) -> Iterator[tuple[str,
 
 
 def compatible(cluster: Cluster, _: Host) -> Iterator[str]:
-    """The wanted versions may run beside those that run now."""
+    """The wanted versions may run beside those that run now; registry program and virtual IP stay the same."""
     yield from plan(cluster, cluster.hosts).refusals
 
 

@@ -64,9 +64,9 @@ def upgrade(
     holder last: the virtual IP moves at most once, and only if it would move anyway. An interrupted run is resumed by
     the next one. A changed cluster file is rolled out in the same way.
 
-    All nodes must be reachable, and all but one healthy. Versions that cannot run side by side are refused with exit
-    code 3 before anything is changed. --dry-run also shows what `upgrade plan` shows. If the earlier release cannot
-    take over again afterwards, a warning says so before the first change.
+    All nodes must be reachable, and all but one healthy. Versions that cannot run side by side, and another virtual IP
+    or frontend, are refused with exit code 3 before anything is changed. --dry-run also shows what `upgrade plan`
+    shows. If the earlier release cannot take over again afterwards, a warning says so before the first change.
     """
     if click.get_current_context().invoked_subcommand is not None:
         return
@@ -98,7 +98,7 @@ def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | N
     """Show what an upgrade would do, and change nothing.
 
     Shows installed and wanted versions, the order of the nodes, what restarts, and whether a downgrade is possible
-    afterwards. Exits with code 3 if the versions cannot run side by side.
+    afterwards. Exits with code 3 if the nodes cannot be upgraded one at a time.
     """
     reporter = context.reporter()
     with _cluster(reporter, path, bundle, key) as cluster:
@@ -112,7 +112,7 @@ def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | N
 
 def _summary(found: Overview) -> str:
     if found.plan.refusals:
-        return "the versions cannot run side by side; nothing would be changed"
+        return "the nodes cannot be upgraded one at a time; nothing would be changed"
     changing = [turn.node for turn in found.turns if turn.verbs]
     return f"{counted(len(changing), 'node')} would be upgraded" if changing else "no service would restart"
 

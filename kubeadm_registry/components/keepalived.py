@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from pathlib import Path
 
 from kubeadm_registry import paths
@@ -28,6 +29,14 @@ SERVICE = Service(
     program=NAME,
     reloaded_by=(CONFIG, DROP),  # the script runs before a start and after a stop
 )
+
+_GROUP = re.compile(r"^ *virtual_router_id (\d+)$.*^ *virtual_ipaddress \{\n *([^/\s]+)/", re.MULTILINE | re.DOTALL)
+
+
+def group(host: Host) -> tuple[str, str] | None:
+    """The virtual IP that *host* is configured with, and its VRRP group; None if it is not."""
+    found = _GROUP.search((host.read(CONFIG) or b"").decode(errors="replace"))
+    return (found[2], found[1]) if found else None
 
 
 def install(cluster: Cluster, host: Host) -> Steps:

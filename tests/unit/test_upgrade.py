@@ -260,6 +260,32 @@ def test_a_changed_cluster_file_goes_the_same_way() -> None:
     assert all(acts == [f"reload {unit}" for unit in paths.HAPROXY_UNITS] for acts in restarts(changed).values())
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("type: distribution", "type: zot", "spec.frontend.type is distribution on the nodes, and zot in the file"),
+        ("10.0.0.10", "10.0.0.20", "spec.vip is 10.0.0.10 (VRRP group 111) on the nodes, and 10.0.0.20 (121)"),
+        ("10.0.0.10", "10.0.0.10, virtualRouterID: 7", "10.0.0.10 (VRRP group 111) on the nodes, and 10.0.0.10 (7)"),
+    ],
+)
+def test_what_all_nodes_must_change_at_once_is_refused(old: str, new: str, told: str) -> None:
+    """The first node would have a bucket without images, or a virtual IP of its own, and be waited for in vain."""
+    fake = installed()
+    text = f"{config.SMALLEST}  frontend: {{type: distribution}}\n"
+    fake.programs["zot"] = FakeCluster.of(config.SMALLEST).programs["zot"]
+    other = fake.with_file(text.replace(old, new))
+    other.fixed, other.bundle = fake.fixed, FakeBundle()
+    before = other.snapshot()
+    (found,) = overview(other.cluster, KNOWN_HERE).plan.refusals
+    assert told in found and "`init`" in found
+    with pytest.raises(PreflightFailed) as caught:
+        run(upgrade(other.cluster.hosts), other.cluster, Recorder(), skip=ELSEWHERE, ignore=["NodesHealthy"])
+    assert [(one.check, one.text) for one in caught.value.problems if not one.ignored] == [("Versions", found)]
+    assert other.snapshot() == before
+    assert run(INIT, other.cluster, Recorder(), skip=OF_INIT)
+    assert overview(other.cluster, KNOWN_HERE).plan.refusals == ()
+
+
 def test_a_dry_run_changes_nothing_and_lists_the_same_changes() -> None:
     fake = installed()
     newer(fake)
