@@ -7,7 +7,7 @@ in flight comes to its end, and new writes wait until the agents have begun anew
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,8 @@ from kubeadm_registry.cluster import Cluster, holder_last
 from kubeadm_registry.components import agent
 from kubeadm_registry.components.services import backend, frontend
 from kubeadm_registry.engine.changes import Running, Steps, wait
-from kubeadm_registry.engine.phase import Phase
-from kubeadm_registry.errors import CommandTimeout
+from kubeadm_registry.engine.phase import Check, Phase
+from kubeadm_registry.errors import CommandTimeout, Error
 from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.phases.pausing import WritesGoOn, WritesPause, agents, askable, writer_of
 from kubeadm_registry.phases.records import RECORDS
@@ -98,11 +98,20 @@ def _loses(cluster: Cluster, host: Host) -> bool:
 
 
 # An agent that restarts gives up the virtual IP.
+def has_python(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The node or the bundle has a Python that can run the node agent."""
+    try:
+        if cluster.programs:  # else the checks alone are asked for, without a bundle
+            agent.python(cluster, host)
+    except Error as error:
+        yield error.advice
+
+
 AGENT = Phase(
     "agent",
     "Install and start the node agent",
     install,
     on=holder_last,
-    checks=(*OF_MEMBERS, RECORDS),
+    checks=(*OF_MEMBERS, RECORDS, Check("Python", has_python, mandatory=True)),
     one_at_a_time=True,
 )

@@ -25,7 +25,7 @@ from kubeadm_registry.phases.upgrade_plan import RECORDS, overview, way_back
 from kubeadm_registry.phases.upgrading import carry_out
 from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
 from kubeadm_registry.transport.host import Host
-from tests.unit.fake_cluster import FakeBundle, FakeCluster
+from tests.unit.fake_cluster import PYTHON, FakeBundle, FakeCluster, program
 from tests.unit.test_members import THREE
 from tests.unit.test_vip_move import World, impatient
 from tests.unit.test_workflow import Recorder
@@ -284,6 +284,31 @@ def test_what_all_nodes_must_change_at_once_is_refused(old: str, new: str, told:
     assert other.snapshot() == before
     assert run(INIT, other.cluster, Recorder(), skip=OF_INIT)
     assert overview(other.cluster, KNOWN_HERE).plan.refusals == ()
+
+
+@pytest.mark.parametrize("workflow", [INIT, None])
+def test_a_bundle_without_the_python_that_a_node_needs_is_refused(workflow: Workflow | None) -> None:
+    """The storage and the registry of that node would have the new programs, and its agent could not start."""
+    fake = installed()
+    newer(fake)
+    python = ("python", "3, 9", PYTHON)
+    fake.servers["cp-3"].answer("sh", "-c", agent._PYTHON, *python, with_="False\n")
+    before, skip = fake.snapshot(), OF_INIT if workflow else ELSEWHERE
+    with pytest.raises(PreflightFailed) as caught:
+        run(workflow or upgrade(order(fake.cluster)), fake.cluster, Recorder(), skip=skip)
+    (problem,) = caught.value.problems
+    assert (problem.check, problem.host, problem.mandatory) == ("Python", "cp-3", True)
+    assert "create a bundle with Python" in problem.text
+    assert fake.snapshot() == before
+    fake.programs["python"] = program("python")
+    for server in fake.servers.values():
+        fake._furnish(server)
+    fake.servers["cp-3"].answer("sh", "-c", agent._PYTHON, *python, with_="False\n")
+    fake.bundle = FakeBundle()
+    fake.servers["cp-3"].answer(
+        fake.programs["python"].executable, "-I", agent.ARCHIVE, "--check", "--config", "{path}"
+    )
+    assert run(workflow or upgrade(order(fake.cluster)), fake.cluster, Recorder(), skip=skip)
 
 
 def test_a_dry_run_changes_nothing_and_lists_the_same_changes() -> None:
