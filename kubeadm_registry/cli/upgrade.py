@@ -142,6 +142,8 @@ def _show(found: Overview) -> None:
     screen.print()
     for text in found.plan.refusals:
         screen.print(f"refused: {text}")
+    if found.plan.refusals:
+        return
     for number, turn in enumerate(found.turns, 1):
         units = ", ".join(f"{unit} {verb}s" for unit, verb in turn.verbs) or "no service restarts"
         moved = "; the virtual IP moves to another node before" if turn.moves_vip else ""

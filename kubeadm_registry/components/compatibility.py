@@ -157,10 +157,19 @@ def refusals(
         running = {before: node for node in reversed(order) if (before := current.get(node, {}).get(program, ""))}
         for before, node in sorted(running.items()):
             if not rule.allows(before, after):
-                yield (
-                    f"{program} {before} (on {node}) and {program} {after} cannot run side by side: {rule.why}; "
-                    f"{rule.remedy}"
-                )
+                why, remedy = _by_digest(before, after) or (rule.why, rule.remedy)
+                yield f"{program} {before} (on {node}) and {program} {after} cannot run side by side: {why}; {remedy}"
+
+
+def _by_digest(before: str, after: str) -> tuple[str, str] | None:
+    """Why, and what to do, where one of two versions is not known, as in a bundle for another architecture."""
+    for version, remedy in (
+        (after, "create the bundle on a machine of the nodes' architecture, with a file that prints its version"),
+        (before, f"create the bundle as before, with the very file that runs there, or {_NEW_CLUSTER}"),
+    ):
+        if not numbers(version):
+            return f"{version} is a digest, and its version is not known", remedy
+    return None
 
 
 @dataclass(frozen=True, slots=True)

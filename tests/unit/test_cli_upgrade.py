@@ -86,6 +86,8 @@ def test_what_cannot_run_side_by_side_is_refused_with_3(run: Terminal, there: Fa
     result = run("upgrade", "plan")
     failed(result, 3)
     assert "refused: garage 1.0 (on cp-2) and garage 2.0 cannot run side by side" in result.output
+    assert "cp-2: " not in result.output, "there are no turns"
+    assert "going back" not in result.output
     result = run("upgrade")
     failed(result, 3)
     assert "cannot run side by side" in result.output

@@ -105,6 +105,20 @@ def test_one_incompatible_program_refuses_all_with_what_to_do() -> None:
     assert "migration guide" in refusal
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "remedy"),
+    [
+        ("2.3.0", "sha256-3f2a11112222", "create the bundle on a machine of the nodes' architecture"),
+        ("sha256-3f2a11112222", "2.3.0", "create a new registry beside this one"),
+    ],
+)
+def test_a_version_that_is_not_known_is_not_called_another_major_version(before: str, after: str, remedy: str) -> None:
+    (refusal,) = plan(all_at({"garage": before}), {"garage": after}, NODES).refusals
+    assert "sha256-3f2a11112222 is a digest, and its version is not known" in refusal
+    assert remedy in refusal
+    assert "major version" not in refusal and "migration guide" not in refusal
+
+
 def test_a_half_done_upgrade_goes_on_and_can_be_turned_round() -> None:
     new = {**OLD, "garage": "2.3.0"}
     current = {"a": new, "b": OLD, "c": OLD}
