@@ -14,6 +14,7 @@ AGENT = "agent"
 TOOL = "kubeadm-registry"
 HERE = "this kubeadm-registry"
 
+_UNFINISHED = re.compile(r"-(alpha|beta)")
 _NUMBERS = re.compile(r"(?:\d+[:_])?v?(\d+(?:\.\d+)*)")
 
 
@@ -21,14 +22,16 @@ _NUMBERS = re.compile(r"(?:\d+[:_])?v?(\d+(?:\.\d+)*)")
 class Rule:
     """Two versions may run side by side if their first *alike* numbers are the same; 0: any two may.
 
-    *neighbours*: the last of these numbers may differ by one. Versions that may run side by side read each other's
-    data, so an upgrade between them can be undone. *why* completes "cannot run side by side: "; *remedy*: what to do.
+    *neighbours*: the last of these numbers may differ by one. *finished*: an alpha or beta goes with no other version.
+    Versions that may run side by side read each other's data, so an upgrade between them can be undone. *why* completes
+    "cannot run side by side: "; *remedy*: what to do.
     """
 
     alike: int
     why: str
     remedy: str
     neighbours: bool = False
+    finished: bool = False
 
     @property
     def text(self) -> str:
@@ -42,6 +45,8 @@ class Rule:
         """Whether the versions *one* and *other* may run side by side."""
         if one == other or not self.alike:
             return True
+        if self.finished and (_UNFINISHED.search(one) or _UNFINISHED.search(other)):
+            return False
         first, second = (numbers(version)[: self.alike] for version in (one, other))
         if len(first) < self.alike or len(second) < self.alike:
             return False  # a version without numbers tells nothing
@@ -61,10 +66,12 @@ _OURS = Rule(
 )
 RULES: Mapping[str, Rule] = {
     # "protocols and data structures remained the same": the first nonzero number stays (Garage's book, "Upgrading").
+    # Not so before a release: 2.0.0-beta1 cannot read the objects of 2.0.0 (G2s3ob, model/s3/object_table.rs).
     "garage": Rule(
         1,
-        "another major version of Garage has a different protocol and different data structures",
+        "another major version of Garage, or a beta, has a different protocol or different data structures",
         f"follow Garage's migration guide, which stops all nodes at the same time, or {_NEW_CLUSTER}",
+        finished=True,
     ),
     # In the bucket there are OCI layouts alone: extensions, deduplication and their databases are off.
     "zot": Rule(1, "another major version of zot may store images differently", _NEW_CLUSTER),
