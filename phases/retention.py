@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 
+from kubeadm_registry import paths
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import pulls, retention
@@ -13,13 +14,25 @@ from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.transport.host import Host
 
+_WITH_IT = f"create a bundle with it (without --with, or with --with ...,{TOOL})"
+
 
 def lacking(cluster: Cluster, host: Host) -> Iterator[str]:
     """That the program is not there, once for all nodes."""
     if host == cluster.leader and TOOL not in cluster.programs:
         yield (
             f"retention cannot run on the nodes: {'the bundle has' if cluster.bundle else 'they have'} no program "
-            f"{TOOL}; create a bundle with it (without --with, or with --with ...,{TOOL})"
+            f"{TOOL}; {_WITH_IT}"
+        )
+
+
+def kept(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The program is there that retention and the operator's helper run on this node, if they do."""
+    if TOOL not in cluster.programs and host.query("test", "-e", f"{paths.UNITS}/{retention.TEMPLATE}").ok:
+        has = "the bundle has" if cluster.bundle else "the nodes have"
+        yield (
+            f"{has} no program {TOOL}, and this node runs retention from it, and the operator's helper if that is "
+            f"installed; they would be removed: {_WITH_IT}"
         )
 
 
@@ -30,7 +43,11 @@ def install(cluster: Cluster, host: Host) -> Steps:
 
 
 RETENTION = Phase(
-    "retention", "Install the retention executor and pull recorder", install, checks=OF_MEMBERS, notices=lacking
+    "retention",
+    "Install the retention executor and pull recorder",
+    install,
+    checks=(*OF_MEMBERS, Check("RetentionProgram", kept)),
+    notices=lacking,
 )
 
 

@@ -311,6 +311,22 @@ def test_a_bundle_without_the_python_that_a_node_needs_is_refused(workflow: Work
     assert run(workflow or upgrade(order(fake.cluster)), fake.cluster, Recorder(), skip=skip)
 
 
+@pytest.mark.parametrize("workflow", [INIT, None])
+def test_a_bundle_without_the_tool_is_refused_where_nodes_have_it(workflow: Workflow | None) -> None:
+    """It would take away the units of retention, its timer, the operator's helper and its key."""
+    fake = installed()
+    newer(fake, "garage")
+    del fake.programs[TOOL]
+    before, skip = fake.snapshot(), OF_INIT if workflow else ELSEWHERE
+    with pytest.raises(PreflightFailed) as caught:
+        run(workflow or upgrade(order(fake.cluster)), fake.cluster, Recorder(), skip=skip)
+    assert [(one.check, one.host) for one in caught.value.problems] == [
+        ("RetentionProgram", name) for name in fake.servers
+    ]
+    assert f"create a bundle with it (without --with, or with --with ...,{TOOL})" in caught.value.problems[0].text
+    assert fake.snapshot() == before
+
+
 def test_a_dry_run_changes_nothing_and_lists_the_same_changes() -> None:
     fake = installed()
     newer(fake)
