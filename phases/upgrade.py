@@ -210,8 +210,8 @@ class Healthy:
             return f"; {error.message}"
 
 
-def add_resumption(error: PhaseFailed, hosts: Sequence[Host]) -> None:
-    """Say in the hint of *error* how far the upgrade of *hosts* is, and how to go on or back."""
+def add_resumption(error: PhaseFailed, hosts: Sequence[Host], *, may_go_back: bool = True) -> None:
+    """Say in the hint of *error* how far the upgrade of *hosts* is, and how to go on, or back if one may."""
     names = [host.name for host in hosts]
     node = error.phase.partition("/")[0]
     if node not in names:
@@ -220,7 +220,8 @@ def add_resumption(error: PhaseFailed, hosts: Sequence[Host]) -> None:
     told = [f"{', '.join(done)} {'is' if len(done) == 1 else 'are'} upgraded"] if done else []
     told += [f"{', '.join(left)} {'was' if len(left) == 1 else 'were'} not changed"] if left else []
     state = f"{'; '.join(told)}. " if told else ""
+    back = ". To go back, run `upgrade` (`init` of release 0.1) of the earlier release with its bundle"
     error.hint = (
         f"{error.hint + '. ' if error.hint else ''}{state}Fix {node}, then run `kubeadm-registry upgrade` again: it "
-        f"resumes with {node}. To go back, run `upgrade` (`init` of release 0.1) of the earlier release with its bundle"
+        f"resumes with {node}{back if may_go_back else ''}"
     )

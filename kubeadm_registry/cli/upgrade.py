@@ -74,8 +74,9 @@ def upgrade(
     require_checks((*workflows.upgrade(()), *workflows.NODE), names(ignore))
     with _cluster(reporter, path, bundle, key) as cluster:
         found = overview(cluster, workflows.NODE) if dry_run else None
+        stays = way_back(cluster) if found is None else found.way_back
         if found is None:
-            for text in way_back(cluster):
+            for text in stays:
                 reporter.note(f"no downgrade: {text}", level="warning")
         elif context.output == "text":
             _show(found)
@@ -84,7 +85,7 @@ def upgrade(
         try:
             actions = upgrading.carry_out(cluster, hosts, reporter, ignore=names(ignore), dry_run=dry_run)
         except PhaseFailed as error:
-            phases.add_resumption(error, hosts)
+            phases.add_resumption(error, hosts, may_go_back=not stays)
             raise
     facts = {} if found is None else _facts(found)
     reporter.result(summary(actions, dry_run=dry_run), changed=len(actions), dryRun=dry_run, **facts)

@@ -147,6 +147,13 @@ def test_where_there_is_no_way_back_it_says_so_before_it_begins(
     assert told.count(True) == 1
     assert told.index(True) < [event["event"] for event in events].index("change")
 
+    other_version(there, "garage", "1.2")
+    record(there)
+    there.servers["cp-3"].broken["kubeadm-registry-garage.service"] = "no such table"
+    hint = str(lines(run("upgrade", "-o", "json"))[-1]["hint"])
+    assert "it resumes with cp-3" in hint
+    assert "To go back" not in hint
+
 
 def test_it_says_how_to_go_on(run: Terminal, there: FakeCluster) -> None:
     other_version(there, "garage", "1.1")
@@ -158,6 +165,7 @@ def test_it_says_how_to_go_on(run: Terminal, there: FakeCluster) -> None:
     assert (error["code"], error["host"]) == ("ServiceFailed", "cp-3")
     assert "cp-2 is upgraded; cp-1 was not changed" in error["hint"]
     assert "it resumes with cp-3" in error["hint"]
+    assert "To go back, run `upgrade`" in error["hint"]
 
 
 def test_bare_nodes_are_refused(run: Terminal, servers: FakeCluster) -> None:
