@@ -16,7 +16,8 @@ from kubeadm_registry.engine.memory import remembering
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.images import brought, seeded
 from kubeadm_registry.members import FIRST
-from kubeadm_registry.phases import upgrade
+from kubeadm_registry.phases import records, upgrade
+from kubeadm_registry.phases.immutable import OF_MEMBERS
 from kubeadm_registry.retention import history, ledger, order, standing, trash
 from kubeadm_registry.retention import record as plan
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
@@ -47,7 +48,8 @@ class Turn:
 class Overview:
     """What an upgrade would do, for people: the versions that run and are *wanted*, the *plan*, the *turns* in order.
 
-    *way_back*: why the release that runs cannot take over again afterwards; empty: it can.
+    A plan with refusals has no turns. *way_back*: why the release that runs cannot take over again afterwards; empty:
+    it can.
     """
 
     current: dict[str, dict[str, str]]
@@ -65,10 +67,18 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
     current = dict(zip((host.name for host in hosts), upgrade.versions(cluster, hosts), strict=True))
     wanted = running.wanted(cluster)
     before = _release(current.values())
-    turns = side_by_side(lambda host: _turn(cluster, host, phases), hosts)
-    return Overview(
-        current, wanted, upgrade.plan(cluster, hosts), tuple(turns), before, tuple(_way_back(cluster, before))
-    )
+    found = upgrade.plan(cluster, hosts)
+    if refused := tuple(_refused(cluster)):
+        found = Plan((), (*found.refusals, *refused))
+    turns = [] if found.refusals else side_by_side(lambda host: _turn(cluster, host, phases), hosts)
+    return Overview(current, wanted, found, tuple(turns), before, tuple(_way_back(cluster, before)))
+
+
+def _refused(cluster: Cluster) -> Iterator[str]:
+    """What other checks find that nobody can ignore."""
+    for check in (*OF_MEMBERS, records.RECORDS):
+        for host in check.on(cluster):
+            yield from (f"{host.name}: {text}" for text in check.probe(cluster, host))
 
 
 def way_back(cluster: Cluster) -> tuple[str, ...]:

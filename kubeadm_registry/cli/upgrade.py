@@ -99,7 +99,8 @@ def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | N
     """Show what an upgrade would do, and change nothing.
 
     Shows installed and wanted versions, the order of the nodes, what restarts, and whether a downgrade is possible
-    afterwards. Exits with code 3 if the nodes cannot be upgraded one at a time.
+    afterwards. Exits with code 3 if the versions, the cluster file or records of a newer release do not allow an
+    upgrade. The checks that `upgrade` runs besides are run by `upgrade --dry-run`.
     """
     reporter = context.reporter()
     with _cluster(reporter, path, bundle, key) as cluster:
@@ -113,7 +114,7 @@ def plan(context: Context, path: Path | None, bundle: Path | None, key: Path | N
 
 def _summary(found: Overview) -> str:
     if found.plan.refusals:
-        return "the nodes cannot be upgraded one at a time; nothing would be changed"
+        return "the upgrade would be refused; nothing would be changed"
     changing = [turn.node for turn in found.turns if turn.verbs]
     return f"{counted(len(changing), 'node')} would be upgraded" if changing else "no service would restart"
 

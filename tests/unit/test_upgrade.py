@@ -483,6 +483,35 @@ def test_the_overview_shows_versions_order_and_what_restarts() -> None:
     assert not found.plan.refusals
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("{name: registry}", "{name: other}", "cp-1: metadata.name is registry and cannot be changed to"),
+        ("  vip:", "  dataDirectory: /srv/x\n  vip:", "cp-1: spec.dataDirectory is /var/lib/kubeadm-reg"),
+        ("13}\n", "13}\n    - {name: cp-4, address: 10.0.0.14}\n", "the file adds cp-4"),
+    ],
+)
+def test_the_overview_says_what_upgrade_refuses_for_the_cluster_file(old: str, new: str, told: str) -> None:
+    """It listed a restart of all services with the other directory, and what a new node would get."""
+    fake = installed()
+    for server in fake.servers.values():
+        server.put("/var/lib/kubeadm-registry/garage/meta/cluster_layout", b"a layout")
+    assert overview(fake.cluster, KNOWN_HERE).plan.refusals == ()
+    other = fake.with_file(config.SMALLEST.replace(old, new) + "  frontend: {type: distribution}\n")
+    other.fixed = fake.fixed
+    (found,) = overview(other.cluster, KNOWN_HERE).plan.refusals
+    assert told in found
+
+
+def test_the_overview_says_what_a_newer_release_has_left() -> None:
+    fake = installed()
+    record = json.loads(fake.servers["cp-2"].content(members.PATH))
+    record["format"] = {"version": 9, "minReader": 1, "minWriter": 9}
+    fake.servers["cp-2"].put(members.PATH, json.dumps(record))
+    (found,) = overview(fake.cluster, KNOWN_HERE).plan.refusals
+    assert found.startswith(f"cp-2: a newer release wrote {members.PATH}")
+
+
 def test_the_overview_says_when_secrets_that_are_exchanged_end_the_way_back(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = installed()
     monkeypatch.setattr(phases, "versions", lambda *_: [{"agent": "0.1.0"}] * 3)
