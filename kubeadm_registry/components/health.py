@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from kubeadm_registry import paths
+from kubeadm_registry import formats, paths
 from kubeadm_registry.agent import document
 from kubeadm_registry.agent.document import State
+from kubeadm_registry.agent.formats import Damaged, Newer
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components.services import backend
 from kubeadm_registry.engine.changes import STARTED
@@ -68,13 +69,24 @@ def report(host: Host) -> Report:
         return Report(host.name, None, f"cannot be asked: {error}")
     state = document.read(text)
     if state is None:
-        return Report(host.name, None, "its agent reports no state")
+        return Report(host.name, None, _nothing_in(text))
     moment = float(state["time"])
     if abs(now - moment) >= STALE_AFTER:  # either way: a clock may have been set back
         return Report(host.name, None, f"its agent last reported {now - moment:.0f} s ago")
     if moment < started + SETTLED:
         return Report(host.name, None, "its services have just been started; waiting for a later report of its agent")
     return Report(host.name, state, runs=moment - started)
+
+
+def _nothing_in(text: str) -> str:
+    """Why there is no state in what an agent wrote."""
+    try:
+        document.FORMAT.parse(text)
+    except Newer as error:
+        return f"{error}; {formats.HINT}"
+    except Damaged:
+        pass
+    return "its agent reports no state"
 
 
 def state(host: Host) -> State | None:

@@ -137,6 +137,11 @@ def test_only_a_fresh_report_counts_and_one_from_after_the_latest_start() -> Non
     assert told(f"990.0\n900.5\n---\n{sealed}").trouble == "its agent last reported -10 s ago"
     assert "have just been started" in told(f"1001.0\n998.0\n---\n{sealed}").trouble
     assert told("1001.0\n---\n").trouble == "its agent reports no state"
+    newer = json.dumps({**state("a"), "format": {"version": 9, "minReader": 9, "minWriter": 9}})
+    assert told(f"1001.0\n---\n{newer}").trouble == (
+        "a newer release wrote the agent's state: version 9 of its format is needed to read it, and this release has "
+        "version 1; use a newer kubeadm-registry"
+    )
     assert told("nonsense\n---\n").trouble.startswith("cannot be asked: ")
 
 
