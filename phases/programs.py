@@ -97,8 +97,28 @@ def beside_those_here(cluster: Cluster, host: Host) -> Iterator[str]:
 
 BESIDE = Check("Versions", beside_those_here, mandatory=True)
 
+
+def not_older(cluster: Cluster, host: Host) -> Iterator[str]:
+    """The bundle has no older version of a program than this node runs: `upgrade` goes back, one node at a time."""
+    if cluster.bundle is not None:
+        runs, wanted = running.versions(cluster, host), running.wanted(cluster)
+        older = [
+            f"{name} {wanted[name]} and not {runs[name]}"
+            for name in sorted(cluster.programs.keys() & runs)
+            if () < compatibility.numbers(wanted[name]) < compatibility.numbers(runs[name])
+        ]
+        if older:
+            yield (
+                f"the bundle has older programs than this node runs ({', '.join(older)}): pass the newer one with "
+                "--bundle (without it ./kubeadm-registry-bundle.tar is taken: move an old one away), or go back with "
+                "`upgrade`"
+            )
+
+
+OLDER = Check("ProgramsOlder", not_older)
+
 PROGRAMS_PHASE = Phase(
-    "programs", "Upload the programs and check that each one starts", install, checks=(RECORDS, BESIDE)
+    "programs", "Upload the programs and check that each one starts", install, checks=(RECORDS, BESIDE, OLDER)
 )
 
 

@@ -61,8 +61,8 @@ list, which excludes no former node.
 NODE = tuple(phase for phase in INIT if phase not in (PREFLIGHT, PROGRAMS_PHASE, SETTLE, VERIFY))
 """Set up a single node: the phases of INIT that can run on one node at a time."""
 
-PREFLIGHT_ONLY = (PROGRAMS_PHASE,)
-"""Run the checks, then upload the programs to their final path and start each once. Nothing depends on them yet."""
+PREFLIGHT_ONLY = (replace(PROGRAMS_PHASE, checks=()),)
+"""After the checks of INIT: upload the programs to their final path, start each once. Nothing depends on them yet."""
 
 VERIFY_ONLY = (VERIFY,)
 

@@ -23,7 +23,7 @@ from kubeadm_registry.phases import vip, vip_move, workflows
 from kubeadm_registry.phases.upgrade import add_resumption, order
 from kubeadm_registry.phases.upgrade_plan import RECORDS, overview, way_back
 from kubeadm_registry.phases.upgrading import carry_out
-from kubeadm_registry.phases.workflows import INIT, NODE, upgrade
+from kubeadm_registry.phases.workflows import INIT, NODE, PREFLIGHT_ONLY, upgrade
 from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import PYTHON, FakeBundle, FakeCluster, program
 from tests.unit.test_members import THREE
@@ -455,6 +455,28 @@ def test_init_refuses_it_as_well_where_it_brings_a_bundle() -> None:
     ]
     assert "garage 1.0 (on cp-1) and garage 2.0 cannot run side by side" in caught.value.problems[0].text
     assert fake.snapshot() == before
+
+
+def test_init_refuses_to_bring_older_programs_back() -> None:
+    """./kubeadm-registry-bundle.tar is taken where none is given: after an upgrade it may be the bundle of before."""
+    fake = installed()
+    old = dict(fake.programs)
+    other_version(fake, "garage", "1.10")
+    upgraded(fake)
+    fake.programs, fake.bundle = old, FakeBundle()
+    for server in fake.servers.values():
+        fake._furnish(server)
+    before = fake.snapshot()
+    with pytest.raises(PreflightFailed) as caught:
+        run(INIT, fake.cluster, Recorder(), skip=OF_INIT)
+    assert {(one.check, one.host, one.mandatory) for one in caught.value.problems} == {
+        ("ProgramsOlder", name, False) for name in fake.servers
+    }
+    assert "garage 1.0 and not 1.10" in caught.value.problems[0].text
+    assert fake.snapshot() == before
+    assert not any(phase.checks for phase in PREFLIGHT_ONLY), "`preflight` has run them, and knows which to ignore"
+    assert run(INIT, fake.cluster, Recorder(), skip=OF_INIT, ignore=["ProgramsOlder"])
+    assert run(INIT, fake.cluster, Recorder(), skip=OF_INIT) == []
 
 
 def test_an_upgrade_can_be_turned_round_by_the_bundle_before() -> None:
