@@ -105,7 +105,7 @@ def not_older(cluster: Cluster, host: Host) -> Iterator[str]:
         older = [
             f"{name} {wanted[name]} and not {runs[name]}"
             for name in sorted(cluster.programs.keys() & runs)
-            if () < compatibility.numbers(wanted[name]) < compatibility.numbers(runs[name])
+            if compatibility.is_older(wanted[name], runs[name])
         ]
         if older:
             yield (

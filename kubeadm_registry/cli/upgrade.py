@@ -26,6 +26,7 @@ from kubeadm_registry.cli.command import (
 from kubeadm_registry.cli.tables import columns, wide_screen
 from kubeadm_registry.cli.workflows import require_programs, summary, tell_settings
 from kubeadm_registry.cluster import Cluster
+from kubeadm_registry.components.compatibility import is_older
 from kubeadm_registry.engine.phase import require_checks
 from kubeadm_registry.engine.report import Reporter
 from kubeadm_registry.errors import Error, PhaseFailed
@@ -82,6 +83,10 @@ def upgrade(
             _show(found)
         tell_settings(cluster, reporter, level="info")
         hosts = phases.order(cluster)
+        moves = {move for step in phases.plan(cluster, hosts).steps for move in step.moves}
+        if back := sorted(str(move) for move in moves if is_older(move.after, move.before)):
+            text = f"the nodes go back to earlier versions: {', '.join(back)}; to keep the newer ones pass their bundle"
+            reporter.note(f"{text} with --bundle", level="warning")
         try:
             actions = upgrading.carry_out(cluster, hosts, reporter, ignore=names(ignore), dry_run=dry_run)
         except PhaseFailed as error:

@@ -98,6 +98,11 @@ def numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
+def is_older(version: str, other: str) -> bool:
+    """Whether *version* is known to be older than *other*."""
+    return () < numbers(version) < numbers(other)
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A program that gets another version: *before* is empty where it did not run."""

@@ -118,6 +118,21 @@ def test_an_upgrade_then_another(run: Terminal, there: FakeCluster) -> None:
     assert run("upgrade", "-o", "json").exit_code == 0
 
 
+def test_it_says_that_it_goes_back_before_it_does(run: Terminal, there: FakeCluster) -> None:
+    """./kubeadm-registry-bundle.tar of before an upgrade is taken where no bundle is given."""
+    before = dict(there.programs)
+    other_version(there, "garage", "1.1")
+    record(there)
+    assert "go back" not in run("upgrade").output
+    there.programs = before
+    record(there)
+    events = lines(run("upgrade", "-o", "json"))
+    told = [event.get("message", "") for event in events]
+    (warning,) = [text for text in told if "earlier versions" in text]
+    assert warning.startswith("the nodes go back to earlier versions: garage 1.1 -> 1.0; ")
+    assert told.index(warning) < [event["event"] for event in events].index("change")
+
+
 def test_a_dry_run_as_json_has_what_the_plan_has(run: Terminal, there: FakeCluster) -> None:
     other_version(there, "garage", "1.1")
     record(there)
