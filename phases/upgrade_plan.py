@@ -16,8 +16,8 @@ from kubeadm_registry.engine.memory import remembering
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.images import brought, seeded
 from kubeadm_registry.members import FIRST
-from kubeadm_registry.phases import records, upgrade
-from kubeadm_registry.phases.immutable import OF_MEMBERS
+from kubeadm_registry.phases import upgrade
+from kubeadm_registry.phases.agent import AGENT as AGENT_PHASE
 from kubeadm_registry.retention import history, ledger, order, standing, trash
 from kubeadm_registry.retention import record as plan
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
@@ -76,7 +76,7 @@ def overview(cluster: Cluster, phases: Workflow) -> Overview:
 
 def _refused(cluster: Cluster) -> Iterator[str]:
     """What other checks find that nobody can ignore."""
-    for check in (*OF_MEMBERS, records.RECORDS):
+    for check in AGENT_PHASE.checks:
         for host in check.on(cluster):
             yield from (f"{host.name}: {text}" for text in check.probe(cluster, host))
 

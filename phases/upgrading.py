@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error, NotYetKnown, PhaseFailed, PreflightFailed
+from kubeadm_registry.errors import Error, PhaseFailed, PreflightFailed
 from kubeadm_registry.phases import moves, upgrade, workflows
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.verify import VERIFY
@@ -43,5 +43,5 @@ def _gives_up(cluster: Cluster, host: Host) -> bool:
     """Whether *host* has the virtual IP, and something restarts there upon which that moves."""
     try:
         return upgrade.leaves(cluster).diff(host) is not None
-    except NotYetKnown:  # a secret that this release adds is made first, and changes files of the agent
+    except Error:  # as of a secret that this release adds, and which is made first; the run tells of what is wrong
         return True

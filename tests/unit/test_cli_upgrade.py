@@ -7,14 +7,14 @@ import pytest
 from kubeadm_registry import __version__, config, members
 from kubeadm_registry.bundle import TOOL
 from kubeadm_registry.cli import upgrade as command
-from kubeadm_registry.components import health, programs
+from kubeadm_registry.components import agent, health, programs
 from kubeadm_registry.members import Members
 from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import workflows
 from kubeadm_registry.phases.preflight import PREFLIGHT
 from kubeadm_registry.phases.verify import VERIFY
 from tests.unit.command_line import Terminal, failed, lines
-from tests.unit.fake_cluster import FakeCluster
+from tests.unit.fake_cluster import PYTHON, FakeCluster
 from tests.unit.test_members import THREE
 from tests.unit.test_upgrade import KNOWN_HERE, installed_on, other_version
 
@@ -91,6 +91,18 @@ def test_what_cannot_run_side_by_side_is_refused_with_3(run: Terminal, there: Fa
     result = run("upgrade")
     failed(result, 3)
     assert "cannot run side by side" in result.output
+    assert there.acts() == []
+
+
+@pytest.mark.parametrize("words", [("upgrade",), ("upgrade", "--dry-run"), ("upgrade", "plan")])
+def test_what_the_holder_lacks_is_told_by_a_check(run: Terminal, there: FakeCluster, words: tuple[str, ...]) -> None:
+    """Whether the virtual IP will move is asked before them, by what would change there."""
+    other_version(there, "garage", "1.1")
+    record(there)
+    there.servers["cp-1"].answer("sh", "-c", agent._PYTHON, "python", "3, 9", PYTHON, with_="False\n")
+    result = run(*words)
+    failed(result, 3)
+    assert "neither this host nor the bundle has Python" in result.output
     assert there.acts() == []
 
 
