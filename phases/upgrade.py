@@ -15,6 +15,7 @@ from kubeadm_registry.engine.changes import Running, Steps, last_words, unit_pat
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.errors import CommandTimeout, Error, PhaseFailed
 from kubeadm_registry.phases.agent import AGENT as AGENT_PHASE
+from kubeadm_registry.phases.verify import VERIFY
 from kubeadm_registry.phases.vip import INSTALL as VIP_INSTALL
 from kubeadm_registry.phases.vip import VipLeaves
 from kubeadm_registry.transport.host import Host, has_address, side_by_side
@@ -90,7 +91,8 @@ def installed(cluster: Cluster, _: Host) -> Iterator[str]:
         return
     if len(ill := health.lastingly_ill(cluster)) > 1:
         told = "; ".join(health.problems(health.reports(cluster)))
-        yield f"{', '.join(ill)} are not healthy, and an upgrade needs all nodes but one to be: {told}"
+        needs = "an upgrade needs all nodes but one to be"
+        yield f"{', '.join(ill)} are not healthy, and {needs}: {told}; see `kubeadm-registry doctor`"
 
 
 CHECKS = (
@@ -214,6 +216,9 @@ def add_resumption(error: PhaseFailed, hosts: Sequence[Host], *, may_go_back: bo
     """Say in the hint of *error* how far the upgrade of *hosts* is, and how to go on, or back if one may."""
     names = [host.name for host in hosts]
     node = error.phase.partition("/")[0]
+    hint = f"{error.hint}. " if error.hint else ""
+    if node == VERIFY.name:
+        error.hint = f"{hint}All nodes are upgraded: see `kubeadm-registry doctor`, then run `kubeadm-registry verify`"
     if node not in names:
         return
     done, left = names[: names.index(node)], names[names.index(node) + 1 :]
@@ -222,6 +227,6 @@ def add_resumption(error: PhaseFailed, hosts: Sequence[Host], *, may_go_back: bo
     state = f"{'; '.join(told)}. " if told else ""
     back = ". To go back, run `upgrade` (`init` of release 0.1) of the earlier release with its bundle"
     error.hint = (
-        f"{error.hint + '. ' if error.hint else ''}{state}Fix {node}, then run `kubeadm-registry upgrade` again: it "
+        f"{hint}{state}Fix {node}, then run `kubeadm-registry upgrade` again: it "
         f"resumes with {node}{back if may_go_back else ''}"
     )

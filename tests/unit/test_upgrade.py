@@ -17,7 +17,7 @@ from kubeadm_registry.components import agent, drain, garage, health, keepalived
 from kubeadm_registry.engine.phase import Check, Phase, Workflow
 from kubeadm_registry.engine.report import Action
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import ConnectionFailed, PhaseFailed, PreflightFailed
+from kubeadm_registry.errors import CommandTimeout, ConnectionFailed, PhaseFailed, PreflightFailed
 from kubeadm_registry.phases import upgrade as phases
 from kubeadm_registry.phases import vip, vip_move, workflows
 from kubeadm_registry.phases.upgrade import add_resumption, order
@@ -356,6 +356,13 @@ def test_it_ends_at_a_node_that_does_not_come_back_and_says_how_to_go_on() -> No
     assert upgraded(fake) == []
 
 
+def test_where_only_the_last_check_fails_it_says_that_all_nodes_are_upgraded() -> None:
+    cause = CommandTimeout("timed out after 30 s waiting until 10.0.0.10 serves the canary image", host="cp-1")
+    error = PhaseFailed("verify/pull", cause, host="cp-1")
+    add_resumption(error, installed().cluster.hosts)
+    assert error.hint == "All nodes are upgraded: see `kubeadm-registry doctor`, then run `kubeadm-registry verify`"
+
+
 def test_a_node_that_runs_and_is_not_healthy_stops_it_with_the_evidence() -> None:
     fake = installed()
     newer(fake, "garage")
@@ -416,6 +423,7 @@ def test_two_nodes_that_are_not_healthy_refuse_it_before_anything_is_changed() -
     assert problem.check == "NodesHealthy"
     assert "cp-2, cp-3 are not healthy" in problem.text
     assert "cp-3: does not serve reads (level 2, StorageDown)" in problem.text
+    assert problem.text.endswith("; see `kubeadm-registry doctor`")
     assert fake.snapshot() == before
 
 
