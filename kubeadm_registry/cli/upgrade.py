@@ -62,8 +62,8 @@ def upgrade(
     """Install the programs of a bundle, and this release's agent and configuration, on one node after another.
 
     Each node must be healthy again before the next one is changed. A node that is not healthy comes first, the VIP
-    holder last: the virtual IP moves at most once, and only if it would move anyway. An interrupted run is resumed by
-    the next one. A changed cluster file is rolled out in the same way.
+    holder last: the virtual IP moves at most once (twice if its holder is not healthy), and only if it would move
+    anyway. An interrupted run is resumed by the next one. A changed cluster file is rolled out in the same way.
 
     All nodes must be reachable, and all but one healthy. Versions that cannot run side by side, and another virtual IP
     or frontend, are refused with exit code 3 before anything is changed. --dry-run also shows what `upgrade plan`

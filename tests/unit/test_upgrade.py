@@ -393,6 +393,17 @@ def test_no_node_is_changed_while_another_is_not_healthy() -> None:
     assert restarts(fake)["cp-1"] == restarts(fake)["cp-2"] == []
 
 
+def test_a_holder_that_is_not_healthy_gives_the_virtual_ip_up_first_and_it_moves_once_more() -> None:
+    fake = installed()
+    newer(fake)
+    fake.ill["cp-1"] = ["ClockOff"]
+    fake.servers["cp-1"].on_start = lambda unit: fake.ill.clear()
+    assert names(order(fake.cluster)) == ["cp-1", "cp-2", "cp-3"]
+    upgraded(fake)
+    stopped = {name: f"stop {keepalived.UNIT}" in acts for name, acts in restarts(fake).items()}
+    assert stopped == {"cp-1": True, "cp-2": True, "cp-3": False}
+
+
 def test_blocks_that_no_node_has_do_not_stop_it() -> None:
     """Nothing will bring them: `recover` named their images, which nobody has deleted yet."""
     fake = installed()
