@@ -97,7 +97,6 @@ def _loses(cluster: Cluster, host: Host) -> bool:
     return found is not None and found[0].name == host.name
 
 
-# An agent that restarts gives up the virtual IP.
 def has_python(cluster: Cluster, host: Host) -> Iterator[str]:
     """The node or the bundle has a Python that can run the node agent."""
     try:
@@ -107,6 +106,7 @@ def has_python(cluster: Cluster, host: Host) -> Iterator[str]:
         yield error.advice
 
 
+# An agent that restarts gives up the virtual IP.
 AGENT = Phase(
     "agent",
     "Install and start the node agent",

@@ -249,7 +249,7 @@ def test_a_run_that_died_before_it_was_loaded_is_made_up(installed: FakeCluster)
         installed.served["cp-3", unit, server.unit(unit).starts] = "an earlier one"
     (action,) = run(INIT, installed.cluster, Recorder(), skip=ELSEWHERE)
     assert (action.host, action.phase) == ("cp-3", "proxy")
-    assert action.diff == f"cp-3 serves an older certificate than {paths.NODE_PEM} ({component.SOCKETS[0]})"
+    assert action.diff == f"cp-3 serves an older certificate than {paths.NODE_PEM} ({paths.HAPROXY_SOCKETS[0]})"
 
 
 SCRIPT = host_python.command(served)

@@ -245,7 +245,7 @@ def test_images_that_the_registry_cannot_read_count(
 
     @contextmanager
     def opened(*_: object) -> Iterator[tuple[object, object, bool]]:
-        yield SimpleNamespace(spec=spec), within(registry), False
+        yield SimpleNamespace(spec=spec, bundle=None), within(registry), False
 
     monkeypatch.setattr(command.terminal, "registry", opened)
     monkeypatch.setattr(presence, "look", lambda _, items: ([Presence(one.name, 5, {}, 3) for one in items], {}))
