@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.images import graph
+from kubeadm_registry.images import graph, referrers
 from kubeadm_registry.images.names import Place
 from kubeadm_registry.images.pool import PATIENCE, Connect, each
-from kubeadm_registry.images.referrers import push
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import PIECE, Api, Upload, cosign_tags, retry
 
@@ -83,7 +82,7 @@ def _adds(registry: Api, image: graph.Graph, repository: str) -> bool:
     there = retry(lambda: graph.read(registry, where), PATIENCE)
     if there is None or there.root.digest == image.root.digest:
         return True
-    new, old = ({one.digest for one in found.blobs if one.media_type not in oci.CONFIGS} for found in (image, there))
+    new, old = image.signatures, there.signatures
     if old - new and new - old:
         raise RegistryError(
             f"{where} has signatures that {image.place} does not have, and would lose them", code="SignaturesDiffer",
@@ -115,7 +114,7 @@ def _push(registry: Api, image: graph.Graph, target: Place) -> int:
         if content is None:
             raise _missing(f"manifest {manifest.digest} of {image.place} is not in the registry")
         reference = target.reference if manifest.digest == image.root.digest else manifest.digest
-        retry(partial(push, registry, target.repository, reference, manifest, content), PATIENCE)
+        retry(partial(referrers.push, registry, target.repository, reference, manifest, content), PATIENCE)
     return len(image.manifests)
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from kubeadm_registry.errors import BundleError, RegistryError
 from kubeadm_registry.images.names import Place
+from kubeadm_registry.images.referrers import Signatures, signatures
 from kubeadm_registry.images.seed import Item
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
@@ -39,6 +40,11 @@ class Graph:
         """All blobs."""
         return tuple(one for one in self._walk(self.root) if not _is_manifest(one))
 
+    @property
+    def signatures(self) -> Signatures:
+        """Those that cosign keeps there."""
+        return signatures(self.place.reference, lambda: self.needs[self.root.digest])
+
     def lacks(self, manifest: oci.Descriptor) -> bool:
         """Whether *manifest* is not there."""
         return manifest.digest not in self.needs
@@ -65,7 +71,10 @@ class Graph:
 
     def item(self) -> Item:
         """The same as seeding knows it."""
-        return Item(str(self.place), self.place.repository, self.place.reference, self.root, self.manifests, self.blobs)
+        place = self.place
+        return Item(
+            str(place), place.repository, place.reference, self.root, self.manifests, self.blobs, self.signatures
+        )  # fmt: skip
 
     def _walk(self, start: oci.Descriptor, seen: set[str] | None = None) -> Iterator[oci.Descriptor]:
         seen = set() if seen is None else seen

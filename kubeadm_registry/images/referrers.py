@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 import re
 import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kubeadm_registry.errors import RegistryError
+from kubeadm_registry.images.names import REFERRERS_TAG
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, referrers_tag
 
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[A-Za-z0-9=_-]+")
+Signatures = frozenset[tuple[object, ...]]
 #: The specification leaves it to clients that no two write one list at a time. Between processes nothing does.
 _alone = threading.Lock()
 
@@ -30,6 +33,19 @@ def subject_of(content: bytes) -> str:
     except (ValueError, RecursionError, LookupError, TypeError):
         return ""
     return digest if isinstance(digest, str) and _DIGEST.fullmatch(digest) else ""
+
+
+def signatures(reference: str, parts: Callable[[], Iterable[oci.Descriptor]]) -> Signatures:
+    """What tells the signatures apart that cosign keeps as the *parts* of one manifest under a tag: two keys may sign
+    the same content, a layer, and each signature is an annotation. None if *reference* is no such tag.
+
+    Source: sigstore/cosign, specs/SIGNATURE_SPEC.md, "Properties".
+    """
+    if not (REFERRERS_TAG.match(reference) and reference.endswith((".sig", ".att"))):
+        return frozenset()
+    return frozenset(
+        (one.digest, *sorted((one.annotations or {}).items())) for one in parts() if one.media_type not in oci.CONFIGS
+    )
 
 
 def push(registry: Api, repository: str, reference: str, manifest: oci.Descriptor, content: bytes) -> None:

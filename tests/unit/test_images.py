@@ -23,6 +23,7 @@ from tests.unit.fake_registry import connector, serving
 
 PAUSE = "registry.k8s.io/pause"
 SIGNATURE = "application/vnd.example.signature"
+COSIGN = "dev.cosignproject.cosign/signature"
 
 
 @pytest.fixture
@@ -299,6 +300,27 @@ def test_signatures_that_only_the_copy_has_stay(fake: Repositories) -> None:
         copied()
     assert caught.value.code == "SignaturesDiffer"
     assert fake.store["mine/app"].tags == before
+
+
+def test_two_keys_may_sign_the_same_content(fake: Repositories) -> None:
+    """Then one layer is there twice, and an annotation of each has the signature."""
+    tag = f"{digest(fake, 'app', 'v1').replace(':', '-')}.sig"
+
+    def sign(repository: str, *by: str) -> str:
+        layers = [{**plain(fake.blob(repository, b"content")), "annotations": {COSIGN: one}} for one in by]
+        config = plain(fake.blob(repository, b"{}", oci.CONFIG))
+        return fake.put(repository, {"mediaType": oci.MANIFEST, "config": config, "layers": layers}, tag).digest
+
+    def copied() -> str:
+        copy.copy(connector(fake), Place("app", "v1"), Place("mine/app", "v1"), referrers=True)
+        return digest(fake, "mine/app", tag)
+
+    assert sign("app", "a") == copied()
+    assert sign("app", "a", "b") == copied()
+    assert sign("mine/app", "a", "b", "c") == copied()
+    sign("app", "a", "d")
+    with pytest.raises(RegistryError, match="would lose them"):
+        copied()
 
 
 @pytest.mark.parametrize("what", ["image", "manifest", "blob"])

@@ -440,25 +440,37 @@ def test_an_empty_blob_that_is_not_served_is_told(fake: FakeRegistry, tmp_path: 
     assert flaw == f"blob {oci.digest_of(b'')}, which is empty, is missing; zot does not serve empty blobs"
 
 
-def test_signatures_that_were_added_to_those_of_the_bundle_stay(pair: pki.Pair, tmp_path: Path) -> None:
-    """cosign keeps all signatures of an image under one tag, and who has the image here may sign it as well."""
-    tag = f"sha256-{'5' * 64}.sig"
-    layout, fake = image(f"registry.k8s.io/pause:{tag}", b"by them"), Repositories()
+@pytest.mark.parametrize("content", [b"the same", b""])
+def test_signatures_that_were_added_to_those_of_the_bundle_stay(pair: pki.Pair, tmp_path: Path, content: bytes) -> None:
+    """cosign keeps all signatures of an image under one tag, and who has the image here may sign it as well.
 
-    def sign(*by: bytes) -> str:
-        layers = [plain(fake.blob("registry.k8s.io/pause", one)) for one in by]
-        config = plain(fake.blob("registry.k8s.io/pause", b"{}", oci.CONFIG))
-        return fake.put(
-            "registry.k8s.io/pause", {"mediaType": oci.MANIFEST, "config": config, "layers": layers}, tag
-        ).digest  # fmt: skip
+    Of the same content there is one layer then, listed twice, and an annotation of each has the signature.
+    """
+    repository, tag, fake = "registry.k8s.io/pause", f"sha256-{'5' * 64}.sig", Repositories()
+    config = plain(fake.blob(repository, b"{}", oci.CONFIG))
 
+    def signed(*by: str) -> dict[str, object]:
+        layers = [
+            {**plain(fake.blob(repository, content or one.encode())), "annotations": {"signature": one}} for one in by
+        ]
+        return {"schemaVersion": 2, "mediaType": oci.MANIFEST, "config": config, "layers": layers}
+
+    manifest = oci.canonical(signed("by them"))
+    entry = oci.Descriptor(
+        media_type=oci.MANIFEST, digest=oci.digest_of(manifest), size=len(manifest),
+        annotations={oci.REFERENCE_NAME: f"{repository}:{tag}"},
+    )  # fmt: skip
+    layout = {
+        oci.LAYOUT_FILE: oci.LAYOUT, oci.INDEX_FILE: oci.Index(manifests=(entry,)).to_json(),
+        **{oci.blob_name(oci.digest_of(one)): one for one in (manifest, content or b"by them", b"{}")},
+    }  # fmt: skip
     with (
         serving(fake, pair, ScopedHandler),
         Bundle.open(write_layout(tmp_path / "layout", layout)) as opened,
     ):
         [item] = seed.plan(opened)
-        for by, stays in (((b"by us", b"by them"), True), ((b"by us",), False)):
-            ours = sign(*by)
+        for by, stays in ((("by us", "by them"), True), (("by us",), False)):
+            ours = fake.put(repository, signed(*by), tag).digest
             run(opened, fake, tmp_path)
             assert fake.store[item.repository].tags[tag] == (ours if stays else item.root.digest)
             assert seed.prove(connector(fake), [item]) == {}

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 from kubeadm_registry.bundle import Bundle
 from kubeadm_registry.images.names import ALSO
+from kubeadm_registry.images.referrers import Signatures, signatures
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.oci.references import parse, repository_prefix
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An image of the bundle (*name*) and its place in the registry; manifests come after those that they need."""
+    """An image of the bundle (*name*) and its place in the registry; manifests come after those that they need.
+
+    *signatures* are those that cosign keeps there.
+    """
 
     name: str
     repository: str
@@ -21,6 +25,7 @@ class Item:
     root: oci.Descriptor
     manifests: tuple[oci.Descriptor, ...]
     blobs: tuple[oci.Descriptor, ...]
+    signatures: Signatures
 
 
 def plan(bundle: Bundle, below: str = "") -> tuple[Item, ...]:
@@ -62,4 +67,6 @@ def _item(bundle: Bundle, name: str, root: oci.Descriptor, below: str, *, by_dig
     blobs = tuple(one for one in needed if one.media_type not in oci.TREES)
     repository = f"{below}{repository_prefix(reference.host)}/{reference.path}"
     tag, digest = reference.tag, reference.digest
-    return Item(name, repository, (digest or tag) if by_digest else (tag or digest), root, manifests, blobs)
+    place = (digest or tag) if by_digest else (tag or digest)
+    signed = signatures(place, lambda: bundle.layout.children(root))
+    return Item(name, repository, place, root, manifests, blobs, signed)

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from kubeadm_registry.errors import BundleError, RegistryError
-from kubeadm_registry.images.names import REFERRERS_TAG
 from kubeadm_registry.images.pool import WORKERS, Connect, WorkerPool, few
+from kubeadm_registry.images.referrers import signatures
 from kubeadm_registry.images.seed.contents import Item
 from kubeadm_registry.oci import descriptors as oci
 from kubeadm_registry.registry import Api, retry
@@ -30,7 +30,9 @@ def absent(registry: Api, item: Item, *, thorough: bool = True) -> str | None:
     if digest != item.root.digest:
         if not is_signed_further(registry, item):
             return f"{item.reference} is not {item.root.digest}"
-        item = replace(item, manifests=(), blobs=_signatures(item))
+        item = replace(
+            item, manifests=(), blobs=tuple(blob for blob in item.blobs if blob.media_type not in oci.CONFIGS)
+        )
     if not thorough:
         return None
     for manifest in item.manifests:
@@ -60,18 +62,14 @@ def is_signed_further(registry: Api, item: Item) -> bool:
 
     Who has the image may sign it too, and cosign keeps all signatures of an image under one tag. Raises RegistryError.
     """
-    if not (REFERRERS_TAG.match(item.reference) and item.reference.endswith((".sig", ".att"))):
+    if not item.signatures:
         return False
     try:
         content = registry.manifest(item.repository, item.reference)
         there = oci.parse(oci.Manifest, content or b"{}", item.name).layers
     except BundleError:
         return False
-    return {one.digest for one in _signatures(item)} < {one.digest for one in there}
-
-
-def _signatures(item: Item) -> tuple[oci.Descriptor, ...]:
-    return tuple(blob for blob in item.blobs if blob.media_type not in oci.CONFIGS)
+    return item.signatures < signatures(item.reference, lambda: there)
 
 
 def prove(
