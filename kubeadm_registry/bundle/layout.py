@@ -244,23 +244,9 @@ class Layout:
         return self._children[key]
 
     def _read_children(self, descriptor: oci.Descriptor) -> tuple[oci.Descriptor, ...]:
-        what = f"{self.where}: {descriptor.digest}"
-        if descriptor.media_type in oci.INDEXES:
-            index = oci.parse(oci.Index, self.read(descriptor), what)
-            found, manifests, said = index.manifests, True, index.media_type
-        elif descriptor.media_type in oci.MANIFESTS:
-            manifest = self.manifest(descriptor)
-            found, manifests, said = (manifest.config, *manifest.layers), False, manifest.media_type
-        else:
+        if descriptor.media_type not in oci.TREES:
             return ()
-        if said != descriptor.media_type:
-            raise damaged(f"{what} is referred to as {descriptor.media_type}, but declares {said[:100]}")
-        for child in found:
-            if (child.media_type in oci.TREES) != manifests:
-                raise damaged(
-                    f"{what} refers to {child.digest} as {child.media_type[:100]}, which is not allowed there"
-                )
-        return found
+        return oci.children(descriptor.media_type, self.read(descriptor), f"{self.where}: {descriptor.digest}")
 
     def reachable(self, *roots: oci.Descriptor, seen: Seen | None = None) -> Iterator[oci.Descriptor]:
         """Give every blob that *roots* need, children before their parents, each once: the order to send them in.

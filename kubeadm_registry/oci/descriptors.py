@@ -142,6 +142,26 @@ def parse(model: type[Parsed], content: bytes, what: str) -> Parsed:
         raise damaged(f"{what}: {first_flaw(error)}") from error
 
 
+def children(media_type: str, content: bytes, what: str) -> tuple[Descriptor, ...]:
+    """What the manifest or index *content*, of the type *media_type*, refers to.
+
+    Raises BundleError that names *what*, also for one that says that it is of another type, an index of anything but
+    manifests, and a manifest that has manifests for layers.
+    """
+    if media_type in INDEXES:
+        index = parse(Index, content, what)
+        found, said = index.manifests, index.media_type
+    else:
+        manifest = parse(Manifest, content, what)
+        found, said = (manifest.config, *manifest.layers), manifest.media_type
+    if said != media_type:
+        raise damaged(f"{what} is referred to as {media_type}, but declares {said[:100]}")
+    for child in found:
+        if (child.media_type in TREES) != (media_type in INDEXES):
+            raise damaged(f"{what} refers to {child.digest} as {child.media_type[:100]}, which is not allowed there")
+    return found
+
+
 def first_flaw(error: ValidationError) -> str:
     """The first thing that *error* finds wrong in a document, after its place."""
     first = error.errors()[0]

@@ -559,7 +559,7 @@ def test_an_image_by_another_digest_than_sha256_is_refused(upstream: FakeUpstrea
     content = oci.Manifest(config=upstream.blob(b"{}", oci.EMPTY)).to_json()
     digest = oci.digest_of(b"{}")
     upstream.add("a/b", "v1", content.replace(digest.encode(), b"sha512:" + b"a" * 128), oci.MANIFEST)
-    with pytest.raises(BundleError, match=r"a/b:v1: config\.digest: must be a sha256 digest") as caught:
+    with pytest.raises(BundleError, match=r"a/b:v1: sha256:\w+: config\.digest: must be a sha256 digest") as caught:
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "push it again with a current client")
 
@@ -713,6 +713,27 @@ def test_what_is_no_image_is_refused(upstream: FakeUpstream, tmp_path: Path, kin
     with pytest.raises(BundleError, match="not an image in a supported format") as caught:
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert caught.value.hint.startswith(hint)
+
+
+@pytest.mark.parametrize("what", ["another type", "a build cache", "a manifest for a layer"])
+def test_an_image_with_parts_of_another_type_is_named_before_anything_is_fetched(
+    upstream: FakeUpstream, tmp_path: Path, what: str
+) -> None:
+    """Such as the cache of BuildKit, an index of layers."""
+    config, layer = upstream.blob(b"{}", oci.CONFIG), upstream.blob(LAYER)
+    match what:
+        case "another type":
+            manifest, kind = oci.Manifest(config=config, layers=(layer,)).to_json(), oci.DOCKER_MANIFEST
+        case "a build cache":
+            manifest, kind = oci.Index(manifests=(layer, config)).to_json(), oci.INDEX
+        case _:
+            layer = layer.model_copy(update={"media_type": oci.MANIFEST})
+            manifest, kind = oci.Manifest(config=config, layers=(layer,)).to_json(), oci.MANIFEST
+    digest = upstream.add("a/b", "v1", manifest, kind).digest
+    with pytest.raises(BundleError, match=f"{upstream.host}/a/b:v1: {digest} (is referred|refers) to") as caught:
+        bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
+    assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "push it again with a current client")
+    assert not [path for path in upstream.asked if "/blobs/" in path]
 
 
 # Logins.

@@ -223,14 +223,11 @@ class _Tree:
     def _take(self, content: bytes, kind: str, depth: int) -> None:
         if depth == 0:
             raise refused(f"{self.name}: indexes are nested too deep", hint="use the name of the image itself")
-        if kind in oci.MANIFESTS:
-            manifest = oci.parse(oci.Manifest, content, self.name)
-            self.blobs += [manifest.config, *manifest.layers]
-        else:
-            for entry in oci.parse(oci.Index, content, self.name).manifests:
-                child, _ = self._ask(entry.digest)
-                if entry.media_type in oci.TREES:
-                    self._take(child, entry.media_type, depth - 1)
+        for entry in oci.children(kind, content, f"{self.name}: {oci.digest_of(content)}"):
+            if kind in oci.MANIFESTS:
+                self.blobs.append(entry)
+            else:
+                self._take(self._ask(entry.digest)[0], entry.media_type, depth - 1)
         self.manifests.append(content)
 
 
