@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from bundle_files import contents, image, member, resealed, script, tar, write_layout
+from bundle_files import Said, contents, image, member, resealed, script, tar, write_layout
 
 from kubeadm_registry.bundle import Bundle, platforms, verify
 from kubeadm_registry.bundle.images import prune, require
@@ -104,6 +104,28 @@ def test_what_refers_to_an_image_comes_along_if_wanted(upstream: FakeUpstream, t
         f"{place}@{signature.digest}": signature.digest,
         f"{place}@{cosigned.digest}": cosigned.digest,
         f"{place}:sha256-{image.digest[7:]}.sig": cosigned.digest,
+    }
+
+
+def test_what_refers_and_cannot_be_had_is_told_and_left_out(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """What was deleted may still be listed, and what OCI 1.1 was to have in its drafts is of another type."""
+    upstream.lists_referrers = False
+    image = upstream.image("a/app", "v1", LAYER)
+    signature = upstream.artifact("a/app", image)
+    gone = upstream.artifact("a/app", image, kind="test/gone")
+    del upstream.manifests[f"a/app:{gone.digest}"]
+    draft = upstream.add("a/app", "", b"{}", "application/vnd.oci.artifact.manifest.v1+json")
+    index = oci.Index(manifests=(gone, draft, signature))
+    upstream.add("a/app", f"sha256-{image.digest[7:]}", index.to_json(), oci.INDEX)
+    said, place = Said(), f"{upstream.host}/a/app"
+    source = FromRegistries((f"{place}:v1",), referrers=True, patience=1)
+    create(tmp_path / "a.tar", {}, images=[source], architecture="amd64", cache=tmp_path / "cache", progress=said)
+    with Bundle.open(tmp_path / "a.tar") as bundle:
+        assert set(bundle.images) == {f"{place}:v1", f"{place}@{signature.digest}"}
+    assert {line for line in said if line.startswith("warning")} == {
+        f"warning: not included: {place}@{gone.digest}: {upstream.host} has no a/app:{gone.digest}",
+        f"warning: not included: {place}@{draft.digest} is {draft.media_type} with 2 bytes, not an image in a "
+        "supported format",
     }
 
 
@@ -562,6 +584,16 @@ def test_an_image_by_another_digest_than_sha256_is_refused(upstream: FakeUpstrea
     with pytest.raises(BundleError, match=r"a/b:v1: sha256:\w+: config\.digest: must be a sha256 digest") as caught:
         bundle_of(tmp_path, f"{upstream.host}/a/b:v1")
     assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "push it again with a current client")
+
+
+def test_a_part_that_is_not_there_is_no_wrong_name(upstream: FakeUpstream, tmp_path: Path) -> None:
+    """A name with a digest is for all platforms, of which a registry may have some."""
+    index = multi_arch(upstream, "a/app")
+    del upstream.manifests[f"a/app:{index.manifests[1].digest}"]
+    digest = upstream.add("a/app", "v1", index.to_json(), oci.INDEX).digest
+    with pytest.raises(BundleError, match=f"has no a/app:{index.manifests[1].digest}") as caught:
+        bundle_of(tmp_path, f"{upstream.host}/a/app@{digest}")
+    assert caught.value.hint.startswith("its index lists that")
 
 
 def test_every_image_that_is_not_there_is_named(upstream: FakeUpstream, tmp_path: Path) -> None:

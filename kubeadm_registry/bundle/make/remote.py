@@ -30,6 +30,12 @@ LOCK_DEADLINE = 3600.0
 _DEPTH = 4
 
 
+class _NotThere(BundleError):
+    """The registry does not have a manifest."""
+
+    code = "BundleInputUnavailable"
+
+
 def _upstream(host: str) -> Api:
     logins = Logins(host)
     return Upstream(host, logins.of, advice=logins.advice)
@@ -60,7 +66,7 @@ class FromRegistries:
             _all(pool.map(lambda tree: _caught(lambda: tree.read(platforms)), trees))
             if self.referrers:
                 context.progress("looking for signatures, attestations and SBOMs")
-                trees += self._referring(pool, trees)
+                trees += self._referring(pool, trees, context)
             with locked(context.cache / "blobs.lock", context.progress, deadline=LOCK_DEADLINE):
                 self._fetch(pool, store, trees, context)
         blobs = {blob.digest: (blob.size, store.opener(blob.digest)) for tree in trees for blob in tree.blobs}
@@ -75,9 +81,14 @@ class FromRegistries:
                 require(tree.name, platforms_of(layout, tree.root, context.held), platforms)
         return layout
 
-    def _referring(self, pool: ThreadPoolExecutor, trees: Sequence[_Tree]) -> list[_Tree]:
-        """What refers to the manifests of *trees*, and to that again: an SBOM may be signed."""
+    def _referring(self, pool: ThreadPoolExecutor, trees: Sequence[_Tree], context: BuildContext) -> list[_Tree]:
+        """What refers to the manifests of *trees*, and to that again: an SBOM may be signed.
+
+        What was deleted may still be in a list that clients keep, and none can push what is in no format known here:
+        that is told and left out.
+        """
         found: dict[str, _Tree] = {}
+        lost: set[str] = set()
         new = list(trees)
         for _ in range(_DEPTH):
             asked = [(tree, digest) for tree in new for digest in tree.digests]
@@ -93,8 +104,14 @@ class FromRegistries:
                     new.append(found[name])
             if not new:
                 break
-            _all(pool.map(lambda tree: _caught(lambda: tree.read(())), new))
-        return list(found.values())
+            outcomes = list(pool.map(lambda tree: _caught(lambda: tree.read(())), new))
+            for tree, error in zip(new, outcomes, strict=True):
+                if isinstance(error, _NotThere) or (error and error.code == "BundleInputRefused"):
+                    lost.add(tree.name)
+                    context.progress(f"not included: {error.message}", level="warning")
+            _all(error for tree, error in zip(new, outcomes, strict=True) if tree.name not in lost)
+            new = [tree for tree in new if tree.name not in lost]
+        return [tree for name, tree in found.items() if name not in lost]
 
     def _fetch(self, pool: ThreadPoolExecutor, store: Blobs, trees: Iterable[_Tree], context: BuildContext) -> None:
         wanted = ((blob, tree) for tree in trees for blob in tree.blobs if blob.digest not in context.held)
@@ -208,7 +225,13 @@ class _Tree:
                 hint=error.hint or "check the name, the network, and the credentials (podman login, docker login)",
             ) from error
         if found is None:
-            raise unavailable(f"{self.name}: {self.reference.host} has no {path}:{wanted}", hint="check the name")
+            raise _NotThere(
+                f"{self.name}: {self.reference.host} has no {path}:{wanted}",
+                hint="check the name"
+                if wanted == self.reference.wanted
+                else "its index lists that: push the image again, or choose available platforms with --platform and a "
+                "name without a digest",
+            )
         content, kind = found
         if kind not in oci.TREES or len(content) > oci.MAX_MANIFEST:
             raise refused(
