@@ -183,10 +183,11 @@ class Api:
     def digest(self, repository: str, reference: str) -> str | None:
         """The digest of a manifest; None if there is none. Raises RegistryError."""
         answer = self.send("HEAD", f"/v2/{repository}/manifests/{reference}", headers={"Accept": _ACCEPT})
-        if not self._found(answer, 200, f"look for {repository}:{reference}"):
-            return None
-        if told := answer.headers.get("Docker-Content-Digest"):
-            return str(told)
+        if answer.status_code != httpx.codes.METHOD_NOT_ALLOWED:  # of a registry that knows GET alone
+            if not self._found(answer, 200, f"look for {repository}:{reference}"):
+                return None
+            if told := answer.headers.get("Docker-Content-Digest"):
+                return str(told)
         content = self.manifest(repository, reference)
         return None if content is None else f"sha256:{hashlib.sha256(content).hexdigest()}"
 

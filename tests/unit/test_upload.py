@@ -340,6 +340,13 @@ def test_digest_and_deletion_of_a_manifest(fake: FakeRegistry, registry: Registr
     assert registry.digest("a", "v1") is None
 
 
+def test_the_digest_in_a_registry_that_knows_get_alone(fake: FakeRegistry, registry: Registry) -> None:
+    fake.refuse["HEAD", "/manifests/"] = [405, 405]
+    fake.manifests["v1"] = b"{}"
+    assert registry.digest("a", "v1") == "sha256:" + hashlib.sha256(b"{}").hexdigest()
+    assert registry.digest("a", "v2") is None
+
+
 @pytest.mark.parametrize("answer", [b"<html>", b"[]"])
 def test_lists_that_are_none(fake: FakeRegistry, registry: Registry, answer: bytes) -> None:
     fake.referrers = False
