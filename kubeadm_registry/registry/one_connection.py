@@ -120,8 +120,10 @@ class _Body(httpx.SyncByteStream):
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            while chunk := self._answer.read(_CHUNK):
+            while chunk := self._answer.read1(_CHUNK):  # what has come: who waits for more cannot tell that it drips
                 yield chunk
+            if not self._answer.length:
+                self._answer.read()  # nothing, which says that the connection is free
         except (OSError, http.client.HTTPException) as error:
             raise _broken(error) from error
         if self._answer.length:  # http.client takes this end for a good one

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import pytest
 
 from kubeadm_registry import pki
 from kubeadm_registry.errors import RegistryError
-from kubeadm_registry.registry import Registry
+from kubeadm_registry.registry import Registry, answers
 from tests.unit.fake_cluster import authority
 
 Turn = Callable[[ssl.SSLSocket], None]
@@ -93,6 +95,33 @@ def test_an_answer_that_is_cut_short_is_none(context: ssl.SSLContext) -> None:
             client.ping()
         assert caught.value.temporary
         client.ping()
+
+
+@pytest.mark.parametrize("kind", ["Content-Length: 300000\n\n", "Transfer-Encoding: chunked\n\n"])
+def test_an_answer_that_drips_is_given_up(context: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(answers, "WINDOW", 0.2)
+    gone = threading.Event()
+
+    def drip(line: ssl.SSLSocket) -> None:
+        saying(f"HTTP/1.1 200 OK\n{kind}")(line)
+        with contextlib.suppress(OSError):
+            for _ in range(200):
+                line.sendall(b"1\r\n \r\n" if "chunked" in kind else b" ")
+                time.sleep(0.02)  # what the test is about: it ends when the other side goes away
+            gone.set()
+
+    with served(context, drip, saying(OK)) as client:
+        with pytest.raises(RegistryError, match=r"only [0-9]+ bytes received in") as caught:
+            client.ping()
+        assert caught.value.temporary
+        assert not gone.is_set(), "it was heard to its end"
+        client.ping()
+
+
+def test_a_long_answer_leaves_the_connection_open(context: ssl.SSLContext) -> None:
+    with served(context, saying("HTTP/1.1 200 OK\nContent-Length: 600000\n\n" + "x" * 600_000, times=3)) as client:
+        for _ in range(3):
+            assert b"".join(client.stream("a", "sha256:0")) == b"x" * 600_000
 
 
 def test_no_answer_at_all(context: ssl.SSLContext) -> None:
