@@ -159,15 +159,13 @@ class Api:
             yield from cut(paced(answer.iter_bytes(), what), skip)
 
     def begin_upload(self, repository: str, *, mount: str = "", source: str = "") -> str:
-        """The Location of a new upload; empty if the blob *mount* of the repository *source* was mounted instead.
-
-        Raises RegistryError.
-        """
-        what = f"begin upload to {repository}"
-        query = {"mount": mount, "from": source} if source else {}
-        answer = self.send("POST", f"/v2/{repository}/blobs/uploads/", params=query)
+        """The Location of a new upload; empty if *source*'s blob *mount* was mounted instead. Raises RegistryError."""
+        what, path = f"begin upload to {repository}", f"/v2/{repository}/blobs/uploads/"
+        answer = self.send("POST", path, params={"mount": mount, "from": source} if source else {})
         if source and answer.status_code == httpx.codes.CREATED:
             return ""
+        if source and answer.status_code == httpx.codes.NOT_FOUND:  # Pulp says so of what *source* does not have
+            answer = self.send("POST", path)
         self.expect(answer, 202, what)
         if not answer.headers.get("Location"):
             raise RegistryError(f"{what} at {self.name}: the response has no Location")

@@ -137,7 +137,8 @@ class Upload:
             raise RegistryError(
                 f"{what}: the registry does not resume the upload ({answer.status_code})", temporary=True
             )
-        self._registry.expect(answer, 202, what)
+        if answer.status_code != httpx.codes.NO_CONTENT:  # earlier releases of Pulp: pulp/pulp_container#2199
+            self._registry.expect(answer, 202, what)
         self._follow(answer)
         told = _end_of(answer, default=end)
         # ECR goes on telling of the first piece, though it takes each one (aws/containers-roadmap#2831). A registry

@@ -93,6 +93,29 @@ def test_a_registry_that_does_not_mount_gets_it(fake: FakeRegistry, registry: Re
     assert fake.blobs == {DIGEST: CONTENT}
 
 
+def test_a_registry_that_does_not_find_what_to_mount_gets_it(fake: FakeRegistry, registry: Registry) -> None:
+    """As Pulp: 404, where the specification has a new upload."""
+    fake.refuse = {("POST", "/uploads/"): [404]}
+    upload(registry, patience=0).run(content, mount_from="a/b")
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert [request.path for request in fake.requests][:2] == [
+        f"/v2/a/b/blobs/uploads/?mount={DIGEST.replace(':', '%3A')}&from=a%2Fb", "/v2/a/b/blobs/uploads/",
+    ]  # fmt: skip
+
+
+def test_a_piece_may_be_taken_with_204(fake: FakeRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by earlier releases of Pulp, and in the first description of the API."""
+    say = Handler._say
+    monkeypatch.setattr(
+        Handler,
+        "_say",
+        lambda one, status, *more, **most: say(one, 204 if one.command == "PATCH" else status, *more, **most),
+    )
+    upload(registry, patience=1).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake) == ["POST", "PATCH", "PATCH", "PATCH", "PUT"]
+
+
 def test_after_a_break_it_goes_on_behind_what_has_arrived(fake: FakeRegistry, registry: Registry) -> None:
     fake.breaks = [1000]
     seen: list[int] = []
