@@ -178,6 +178,19 @@ class Upstream(Api):
             return False
         return super()._may_pass(error)
 
+    def expect(self, answer: Answer, status: int, what: str) -> Answer:
+        """The same; and who does not begin an upload, as there is no such repository, will not after a while.
+
+        Of ours it is a zot that does not reach its storage, or another writer began the upload.
+        """
+        try:
+            return super().expect(answer, status, what)
+        except RegistryError as error:
+            if answer.method == "POST" and answer.status_code == httpx.codes.NOT_FOUND:
+                error.temporary = False
+                error.hint = "create the repository, or its project, in that registry first, or check the path"
+            raise
+
     def _hint(self, status: int) -> str:
         """What to do about an answer of that *status*."""
         if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):

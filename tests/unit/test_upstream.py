@@ -357,6 +357,17 @@ def test_a_repository_that_is_not_there_yet_is_asked_for_by_who_may_make_it(tls:
             assert not registry.has_repository("a/b")
 
 
+def test_a_repository_that_must_be_created_first_is_told_at_once(tls: Path) -> None:
+    """As by ECR, and by Harbor of a project."""
+    said = Say(404, b'{"errors": [{"code": "NAME_UNKNOWN"}]}')
+    with serving(lambda _: said, tls) as web, Upstream(web.host, lambda _: LOGIN, pushes=True) as registry:
+        begin = time.monotonic()
+        with pytest.raises(RegistryError, match=r"begin upload to a/b at .*: status 404 .*NAME_UNKNOWN") as caught:
+            Upload(registry, "a/b", DIGEST, 20, patience=30).run(lambda _: io.BytesIO(MANIFEST), mount_from="a/b")
+        assert time.monotonic() - begin < 5
+    assert caught.value.hint.startswith("create the repository")
+
+
 def test_an_upload_is_not_sent_to_where_somebody_redirects(tls: Path) -> None:
     def elsewhere(asked: Asked) -> Say:
         if asked.method == "POST":
