@@ -133,7 +133,8 @@ def look(connect: Connect, where: Sequence[Place], *, referrers: bool) -> list[I
         found = reader.read(registry, place)
         if found is None or isinstance(found, str):
             return Image(place, None, found or f"{place} has no manifest")
-        return Image(place, found, referrers=_referrers(registry, found) if referrers else ())
+        listed = retry(lambda: _referrers(registry, found), PATIENCE) if referrers else ()
+        return Image(place, found, referrers=listed)
 
     return [image for _, image in each(connect, one, where)]
 

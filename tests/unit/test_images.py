@@ -124,6 +124,12 @@ def test_what_refers_to_an_image_is_listed_if_asked(fake: Repositories) -> None:
     assert pause.to_dict()["referrers"][0]["artifactType"] == SIGNATURE
 
 
+def test_what_refers_to_it_and_does_not_come_at_once_is_asked_for_again(fake: Repositories) -> None:
+    fake.refuse = {("GET", "/referrers/"): [503]}
+    (image,) = inventory.look(connector(fake), [Place(PAUSE, "3.10")], referrers=True)
+    assert [one.artifact_type for one in image.referrers] == [SIGNATURE]
+
+
 def test_one_part_of_the_registry_or_all_of_it(fake: Repositories) -> None:
     connect = connector(fake)
     fake.image("registry.k8s.io/pauses", "v1")
