@@ -39,8 +39,13 @@ _AWAY: Final = (502, 503, 504)
 _BUSY: Final = (408, 429)
 #: Seconds after which an upload that nobody can tell of begins anew.
 _FORGET: Final = 2.0
-#: A range that does not follow on what the registry has.
+#: A range that does not follow on what the registry has; ghcr.io also means that it is longer than 4 MiB.
 _ELSEWHERE: Final = 416
+#: Statuses of a registry that may take no pieces at all, as Google's Artifact Registry by its documentation.
+_NO_PIECES: Final = (400, 405, 501)
+#: Statuses of a piece that was taken, beside that of the specification: 201 of ECR (aws/containers-roadmap#2831), 204
+#: of earlier releases of Pulp (pulp/pulp_container#2199).
+_TAKEN: Final = (201, 204)
 
 Source = Callable[[int], BinaryIO]
 """Opens the blob's content, to be read from that byte on."""
@@ -133,11 +138,14 @@ class Upload:
         end = min(self._size, self._taken + self._piece)
         answer = self._send("PATCH", source, end)
         what = f"push {self._repository}@{self._digest}"
-        if answer.status_code in (*_LOST, _ELSEWHERE):
-            raise RegistryError(
-                f"{what}: the registry does not resume the upload ({answer.status_code})", temporary=True
-            )
-        if answer.status_code != httpx.codes.NO_CONTENT:  # earlier releases of Pulp: pulp/pulp_container#2199
+        status = answer.status_code
+        if status in _NO_PIECES or (status == _ELSEWHERE and not self._taken):
+            self._whole = self._size
+            self._cancel()
+            return
+        if status in (*_LOST, _ELSEWHERE):
+            raise RegistryError(f"{what}: the registry does not resume the upload ({status})", temporary=True)
+        if status not in _TAKEN:
             self._registry.expect(answer, 202, what)
         self._follow(answer)
         told = _end_of(answer, default=end)
@@ -159,7 +167,8 @@ class Upload:
         headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
         if not size:
             return self._ask(method, params=params, content=b"", headers=headers, silence=self._size / _COPIED)
-        headers["Content-Range"] = f"{self._taken}-{end - 1}"
+        if method == "PATCH" or self._taken:  # with it a blob that comes whole is a piece, to ghcr.io too large a one
+            headers["Content-Range"] = f"{self._taken}-{end - 1}"
         self.sent += size
         with source(self._taken) as content:
             body = _limited(content, size, self._limit, self._digest)

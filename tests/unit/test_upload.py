@@ -6,6 +6,7 @@ import hashlib
 import io
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -103,17 +104,38 @@ def test_a_registry_that_does_not_find_what_to_mount_gets_it(fake: FakeRegistry,
     ]  # fmt: skip
 
 
-def test_a_piece_may_be_taken_with_204(fake: FakeRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As by earlier releases of Pulp, and in the first description of the API."""
+@pytest.mark.parametrize("status", [201, 204])
+def test_a_piece_may_be_taken_with_another_status(
+    fake: FakeRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """201 is that of ECR, 204 that of earlier releases of Pulp and of the first description of the API."""
     say = Handler._say
-    monkeypatch.setattr(
-        Handler,
-        "_say",
-        lambda one, status, *more, **most: say(one, 204 if one.command == "PATCH" else status, *more, **most),
-    )
+
+    def other(one: Handler, told: int, *more: Any, **most: Any) -> None:
+        say(one, status if one.command == "PATCH" else told, *more, **most)
+
+    monkeypatch.setattr(Handler, "_say", other)
     upload(registry, patience=1).run(content)
     assert fake.blobs == {DIGEST: CONTENT}
     assert methods(fake) == ["POST", "PATCH", "PATCH", "PATCH", "PUT"]
+
+
+@pytest.mark.parametrize("status", [400, 405, 416])
+def test_a_registry_that_takes_no_such_pieces_gets_the_blob_whole(
+    fake: FakeRegistry, registry: Registry, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    """As ghcr.io, where a piece has 4 MiB at most (416), and others that take none."""
+    put = Handler._put
+
+    def no_piece(one: Handler, *more: Any) -> None:
+        assert one.headers["Content-Range"] is None, "which makes it a piece as well, and too large a one"
+        put(one, *more)
+
+    monkeypatch.setattr(Handler, "_put", no_piece)
+    fake.refuse = {("PATCH", "/uploads/"): [status] * 9}
+    upload(registry, patience=1).run(content)
+    assert fake.blobs == {DIGEST: CONTENT}
+    assert methods(fake) == ["POST", "PATCH", "DELETE", "POST", "PUT"]
 
 
 def test_after_a_break_it_goes_on_behind_what_has_arrived(fake: FakeRegistry, registry: Registry) -> None:
