@@ -37,6 +37,7 @@ MAX_SIZE = 2**50
 
 #: Records of pax that change how others read a name or a content; what writes them has no place in a bundle.
 _REFUSED = (b"GNU.sparse", b"hdrcharset")
+_PLAIN = "write the archive again, with files alone: tar --dereference --hard-dereference, without --sparse"
 _RECORDS = frozenset({b"path", b"linkpath", b"size"})
 _LENGTH = re.compile(rb"([0-9]{1,6}) ")
 #: Surrogates are what Python makes of bytes that are no UTF-8, in the names of files.
@@ -99,7 +100,10 @@ def members(file: BinaryIO, *, max_bytes: int | None = None, links: bool = False
             continue
         linked = links and header.kind in b"12"
         if header.kind not in b"0\x005" and not linked:
-            raise damaged(f"{header.name[:200]!r} in the archive is neither a file nor a directory")
+            raise damaged(
+                f"{header.name[:200]!r} in the archive is neither a file nor a directory",
+                hint=_PLAIN if header.kind in b"12S" else "",
+            )
         size = _size(extended["size"]) if "size" in extended else header.size
         name = safe_name(extended.get("path", header.name))
         link = _target(name, extended.get("linkpath", header.link), symbolic=header.kind == b"2") if linked else ""
@@ -236,7 +240,7 @@ def _records(content: bytes, *, shared: bool) -> dict[str, str]:
             raise damaged(f"an extended header in the archive has more than {MAX_RECORDS} records")
         key, _, value = content[found.end() : end - 1].partition(b"=")
         if key.startswith(_REFUSED) or (shared and key in _RECORDS):
-            raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not supported")
+            raise damaged(f"the archive uses {key.decode(errors='replace')[:50]}, which is not supported", hint=_PLAIN)
         if key in _RECORDS:
             records[key.decode()] = _text(value)
         begin = end

@@ -74,7 +74,10 @@ class DirectoryStore:
             for name in [*folders, *names]:
                 file = Path(folder, name)
                 if file.is_symlink() or not (file.is_dir() or file.is_file()):
-                    raise damaged(f"{file} is neither a file nor a directory")
+                    raise damaged(
+                        f"{file} is neither a file nor a directory",
+                        hint="copy the directory with `cp -rL`, which puts files in the place of links",
+                    )
                 if file.is_file():
                     sizes[archive.safe_name(file.relative_to(path).as_posix())] = file.stat().st_size
         self.sizes: Mapping[str, int] = sizes

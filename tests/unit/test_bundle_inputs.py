@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import signal
+import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -262,6 +264,26 @@ def test_a_layout_that_is_not_whole_is_no_bundle_to_be_created_again(tmp_path: P
         error = refusal(tmp_path / "a.tar", write_layout(tmp_path / f"{number}.tar", wrong))
         assert error.code in flaws
         assert error.hint.startswith("save the image again")
+
+
+def test_links_and_sparse_files_are_told_with_the_way_out(tmp_path: Path) -> None:
+    """Bazel makes layouts of links, and tar keeps the hard links and the holes of a directory."""
+    archive, layout = write_layout(tmp_path / "a.tar", image(PAUSE)), tmp_path / "layout"
+    with tarfile.open(archive) as opened:
+        opened.extractall(layout, filter="data")
+    blob = next(layout.glob("blobs/sha256/*"))
+    with blob.with_suffix(".more").open("wb") as file:
+        file.truncate(2**20)
+    for name, option in (("sparse", ("--sparse",)), ("pax", ("--sparse", "--format=posix"))):
+        subprocess.run(["tar", *option, "-C", str(layout), "-cf", str(tmp_path / name), "."], check=True)
+    blob.with_suffix(".more").unlink()
+    blob.with_suffix(".hard").hardlink_to(blob)
+    subprocess.run(["tar", "-C", str(layout), "-cf", str(tmp_path / "hard"), "."], check=True)
+    for name in ("sparse", "pax", "hard"):
+        assert refusal(tmp_path / "b.tar", tmp_path / name).hint.startswith("write the archive again")
+    blob.unlink()
+    blob.symlink_to(blob.with_suffix(".hard"))
+    assert refusal(tmp_path / "b.tar", layout).hint.startswith("copy the directory with `cp -rL`")
 
 
 def test_another_directory_is_not_searched(tmp_path: Path) -> None:

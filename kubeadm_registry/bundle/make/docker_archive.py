@@ -72,7 +72,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except BundleError as error:
-        hint = SAVE_AGAIN if error.code == "BundleDamaged" else error.hint
+        hint = SAVE_AGAIN if error.hint == damaged("").hint else error.hint
         raise BundleError(f"{path}: {error.message}", code=error.code, hint=hint) from error
 
 
