@@ -16,7 +16,7 @@ import httpx
 
 from kubeadm_registry.errors import RegistryError
 from kubeadm_registry.registry.answers import Answer
-from kubeadm_registry.registry.client import Login, json_object
+from kubeadm_registry.registry.client import TEMPORARY, Login, json_object
 from kubeadm_registry.registry.retries import seconds_to_wait
 
 _WORD = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
@@ -101,7 +101,7 @@ def token(answer: Answer, host: str, advice: str = "") -> str:
         found = json_object(answer.content, f"the token of {host}")
         told = found.get("token") or found.get("access_token")
     if not (isinstance(told, str) and _PLAIN.fullmatch(told)):
-        temporary = answer.status_code in {429, 500, 502, 503, 504}
+        temporary = answer.status_code in TEMPORARY
         raise RegistryError(
             f"{host} returned no token: status {answer.status_code}", code="RegistryLoginRefused",
             temporary=temporary, wait=seconds_to_wait(answer.headers.get("Retry-After", "")),

@@ -31,10 +31,10 @@ from kubeadm_registry.registry.retries import seconds_to_wait
 _ACCEPT = ", ".join((oci.MANIFEST, oci.INDEX, oci.DOCKER_MANIFEST, oci.DOCKER_INDEX))
 
 #: What a proxy answers while nobody can serve, or if a request came too slowly (408), a registry whose storage has no
-#: quorum for a moment (500), and one that is asked too often.
-_TEMPORARY = (408, 429, 500, 502, 503, 504)
+#: quorum for a moment (500), and one that is asked too often. From 520 on Cloudflare, before Docker Hub.
+TEMPORARY = (408, 429, 500, 502, 503, 504, *range(520, 526))
 #: The same of a request that writes: of an upload that an earlier writer began nothing is known.
-_TEMPORARY_FOR_WRITES = (*_TEMPORARY, 404)
+_TEMPORARY_FOR_WRITES = (*TEMPORARY, 404)
 #: Name resolution that failed for good: no such name, or no address of it.
 _NO_SUCH_HOST = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_FAIL)
 _PAGE = 1000
@@ -382,7 +382,7 @@ class Api:
                 f"{what} at {self.name}: status {answer.status_code} instead of {status}{f': {said}' if said else ''}",
                 status=answer.status_code,
                 hint=self._hint(answer.status_code),
-                temporary=answer.status_code in (_TEMPORARY if reads else _TEMPORARY_FOR_WRITES),
+                temporary=answer.status_code in (TEMPORARY if reads else _TEMPORARY_FOR_WRITES),
                 wait=seconds_to_wait(answer.headers.get("Retry-After", "")),
             )
         return answer

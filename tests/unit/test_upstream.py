@@ -542,7 +542,9 @@ def test_a_registry_that_answered_before_is_waited_for(tls: Path, monkeypatch: p
     assert (caught.value.code, caught.value.temporary) == ("RegistryUnreachable", True)
 
 
-@pytest.mark.parametrize(("status", "temporary"), [(404, False), (403, False), (408, True), (429, True), (503, True)])
+@pytest.mark.parametrize(
+    ("status", "temporary"), [(404, False), (403, False), (408, True), (429, True), (503, True), (522, True)]
+)
 def test_a_blob_that_is_not_there_is_not_waited_for(tls: Path, status: int, temporary: bool) -> None:
     with (
         serving(lambda _: Say(status), tls) as web,
