@@ -61,7 +61,7 @@ class Record:
                 self._expect_none(registry)
                 return None
             annotations, packed = found
-            if not hmac.compare_digest(self._mac(key, packed), annotations.get(MAC, "")):
+            if not hmac.compare_digest(self._mac(key, packed).encode(), annotations.get(MAC, "").encode()):
                 raise Damaged("it was not written by a node of this registry")
             return _unpacked(packed)
         except artifacts.LayerMissing as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kubeadm_registry.errors import Error
+from kubeadm_registry.images import artifacts
 from kubeadm_registry.upkeep import signed
 from kubeadm_registry.upkeep.signed import REPOSITORY, Record
 from tests.unit.fake_images import Repositories
@@ -37,3 +38,14 @@ def test_what_could_not_be_read_again_is_not_written(
             RECORD.write(registry, "key", (bytes(range(256)) for _ in range(10**9)))
         assert caught.value.code == "RecordTooLarge"
         assert registry.digest(REPOSITORY, "thing") == before
+
+
+@pytest.mark.parametrize("mac", ["", "0" * 64, "\u00e4\u202e"])
+def test_what_others_wrote_is_damaged(fake: Repositories, mac: str) -> None:
+    """Whoever may push can put anything there, and Python compares no other text than ASCII."""
+    with connector(fake)() as registry:
+        notes = {signed.MAC: mac}
+        artifacts.write(registry, REPOSITORY, "thing", b"x", kind="a/b", media_type="a/b", annotations=notes)
+        with pytest.raises(Error, match="is damaged: it was not written by a node of this registry") as caught:
+            RECORD.read(registry, "key")
+    assert caught.value.code == "ThingDamaged"
