@@ -16,7 +16,7 @@ from kubeadm_registry.errors import Error
 
 _ROOM = (
     "free space there or use another path (--output-file for a bundle, TMPDIR for temporary files, "
-    "XDG_CACHE_HOME for the cache), then run the command again"
+    "XDG_CACHE_HOME for the cache, XDG_STATE_HOME for the state of seed), then run the command again"
 )
 _RIGHTS = "check the permissions (ls -ld) or use another path, then run the command again"
 _PATH = "check the path, then run the command again"

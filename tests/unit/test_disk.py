@@ -49,6 +49,8 @@ def test_what_the_system_refuses_has_a_code_a_path_and_a_remedy(
     said = capsys.readouterr().err
     assert said.startswith(f"error [{code}] {words}\nhint: ")
     assert "Bug" not in said
+    if code == "DiskFull":  # each place where this program writes by itself
+        assert all(name in said for name in ("TMPDIR", "XDG_CACHE_HOME", "XDG_STATE_HOME"))
 
 
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
