@@ -20,7 +20,7 @@ from kubeadm_registry.phases import identity
 from kubeadm_registry.phases.agent import AGENT
 from kubeadm_registry.phases.backend import FORM, INSTALL, JOINED
 from kubeadm_registry.phases.containerd import CONTAINERD
-from kubeadm_registry.phases.exchange import Stages, exchange
+from kubeadm_registry.phases.exchange import Stages, exchange, go_on
 from kubeadm_registry.phases.frontend import FRONTEND
 from kubeadm_registry.phases.network import NETWORK
 from kubeadm_registry.phases.programs import IN_USE, UPLOADED
@@ -108,7 +108,7 @@ def finish(
     if not {*rotation.overlapping(cluster.secrets)} & {*roles}:
         return actions
     cluster = cluster.with_secrets(rotation.finish(cluster.secrets, roles))
-    return [*actions, *run(LOGINS, cluster, reporter, dry_run=dry_run)]
+    return [*actions, *go_on(actions, LOGINS, cluster, reporter, dry_run=dry_run)]
 
 
 def replace_key(kind: rotation.Kind, cluster: Cluster, reporter: Reporter, *, dry_run: bool = False) -> list[Action]:

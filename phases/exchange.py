@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kubeadm_registry import rotation, secrets
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
+from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.transport.host import Host
 
 Stages = Mapping[rotation.Stage, Workflow]
@@ -35,7 +36,7 @@ def exchange(
     actions: list[Action] = []
     while True:
         stage = rotation.stage(cluster.secrets, kind)
-        actions += run(stages[stage], cluster, reporter, dry_run=dry_run)
+        actions += go_on(actions, stages[stage], cluster, reporter, dry_run=dry_run)
         if stage == "":
             return actions
         others(cluster)
@@ -45,6 +46,18 @@ def exchange(
             reporter.note(f"this is the stage `{stage}`; a dry run does not show the stages after it")
             return actions
         cluster = _next(cluster, kind)
+
+
+def go_on(
+    done: Sequence[Action], workflow: Workflow, cluster: Cluster, reporter: Reporter, *, dry_run: bool = False
+) -> list[Action]:
+    """``run`` after other runs of a command have *done* something, which the message of PreflightFailed denies."""
+    try:
+        return run(workflow, cluster, reporter, dry_run=dry_run)
+    except PreflightFailed as error:
+        if not done:
+            raise
+        raise Error(error.message.partition(";")[0], hint=error.hint, code=error.code) from error
 
 
 def _ending(host: Host, kind: rotation.Kind) -> bool:

@@ -44,18 +44,32 @@ class _Model(BaseModel):
 class Version(_Model):
     """How a program tells its version: its *arguments*, and the *pattern* whose one group finds it in the output.
 
-    *series* are the beginnings of versions that this release can work with, such as ``2.8``; all if it is empty.
+    *series* are the beginnings of versions that this release can work with, such as ``2.8``, from the *oldest* on; all
+    if they are empty.
     """
 
     arguments: tuple[str, ...]
     pattern: Annotated[str, AfterValidator(_is_pattern)]
     series: tuple[str, ...] = ()
+    oldest: str = ""
 
     def supports(self, version: str) -> bool:
-        """Whether *version* is of a series that this release can work with."""
+        """Whether this release can work with *version*."""
+        if self.oldest and _numbers(version) < _numbers(self.oldest):
+            return False
         return not self.series or any(
             version == one or version.startswith((f"{one}.", f"{one}-")) for one in self.series
         )
+
+    def __str__(self) -> str:
+        """What it can work with."""
+        series = " or ".join(f"{one}.x" for one in self.series)
+        return f"{series} from {self.oldest} on" if self.oldest else series
+
+
+def _numbers(version: str) -> list[int]:
+    found = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
+    return [int(part) for part in found[0].split(".")] if found else []
 
 
 class Release(_Model):

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kubeadm_registry.bundle import Bundle, inspect, problems, tree, verify, version_command
-from kubeadm_registry.bundle.catalogue import version_in
+from kubeadm_registry.bundle.catalogue import catalogue, version_in
 from kubeadm_registry.bundle.make import FromLayout, choose, create
 from kubeadm_registry.bundle.make.context import this_architecture
 from kubeadm_registry.bundle.programs import PROGRAMS, Program
@@ -580,6 +580,13 @@ def test_a_program_of_a_series_that_this_release_cannot_work_with_is_refused(
     with pytest.raises(BundleError, match=r"is not supported; this release works with 2\.x") as caught:
         make(tmp_path, path)
     assert (caught.value.code, caught.value.hint) == ("BundleInputRefused", "pass garage 2.x")
+
+
+def test_a_program_that_is_older_than_this_release_needs_is_refused() -> None:
+    zot = catalogue()["zot"].version
+    given = ("2", "2.0.4", "2.1.1", "2.1.2-rc1", "2.1.2", "2.1.20", "2.10.0", "3.0.0")
+    assert list(filter(zot.supports, given)) == ["2.1.2-rc1", "2.1.2", "2.1.20", "2.10.0"]
+    assert str(zot) == "2.x from 2.1.2 on"
 
 
 @pytest.mark.parametrize(

@@ -18,11 +18,14 @@ from kubeadm_registry.access import session
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import agent, garage, haproxy, programs, zot
 from kubeadm_registry.engine.changes import STARTED
+from kubeadm_registry.engine.phase import Check, Phase
 from kubeadm_registry.engine.workflow import run
 from kubeadm_registry.errors import Error, PreflightFailed
 from kubeadm_registry.phases import certificates, credentials
+from kubeadm_registry.phases.exchange import Stages, exchange
 from kubeadm_registry.phases.workflows import INIT
 from kubeadm_registry.secrets import LOGINS, Secrets, Vault
+from kubeadm_registry.transport.host import Host
 from tests.unit.fake_cluster import ELSEWHERE, FakeCluster, authority, fixed_secrets
 from tests.unit.installed import fresh
 from tests.unit.test_workflow import Recorder
@@ -379,6 +382,20 @@ def test_the_present_ca_stays_while_a_known_host_lacks_the_next(installed: FakeC
     assert {rotation.stage(one) for one in stored(installed)} == {first}
     replaced(installed)
     assert {rotation.stage(one) for one in stored(installed)} == {""}
+
+
+def test_what_a_check_finds_in_a_later_stage_is_not_said_of_a_run_that_changed_nothing(installed: FakeCluster) -> None:
+    def found(_: Cluster, __: Host) -> Iterator[str]:
+        yield "it does not answer any more"
+
+    checked = Phase("checked", "", checks=(Check("Broken", found),))
+    first: Stages = {**certificates.STAGES, "trust": (checked, *certificates.STAGES["trust"])}
+    with pytest.raises(PreflightFailed, match="nothing was changed"):
+        exchange("ca", first, installed.cluster, Recorder(), lambda _: None)
+    later: Stages = {**certificates.STAGES, "issue": (checked, *certificates.STAGES["issue"])}
+    with pytest.raises(Error, match=r"^preflight found \d problems?$") as caught:
+        exchange("ca", later, installed.cluster, Recorder(), lambda _: None)
+    assert (caught.value.code, caught.value.exit_code) == ("PreflightFailed", 1)
 
 
 def test_a_node_that_lacks_a_secret_of_a_later_release_is_no_obstacle(installed: FakeCluster) -> None:

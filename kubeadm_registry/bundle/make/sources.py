@@ -291,10 +291,7 @@ def _supported(name: str, version: str | None) -> str | None:
     """*version*, if it is known. Raises BundleError (BundleInputRefused) if this release cannot work with it."""
     told = catalogue()[name].version
     if version is not None and not told.supports(version):
-        series = " or ".join(f"{one}.x" for one in told.series)
-        raise refused(
-            f"{name} {version} is not supported; this release works with {series}", hint=f"pass {name} {series}"
-        )
+        raise refused(f"{name} {version} is not supported; this release works with {told}", hint=f"pass {name} {told}")
     return version
 
 
