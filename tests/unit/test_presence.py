@@ -197,7 +197,7 @@ def descriptor(number: int) -> oci.Descriptor:
 
 def item(name: str, *blobs: int) -> Item:
     root, *others = map(descriptor, blobs)
-    return Item(name, f"team/{name}", "v1", root, (root,), tuple(others))
+    return Item(name, f"team/{name}", "v1", root, (root,), tuple(others), frozenset())
 
 
 @pytest.fixture
