@@ -444,6 +444,9 @@ def test_a_pod_that_fills_the_disk_of_the_holders_containerd(kubernetes: Kuberne
 def test_the_registry_outlives_kubernetes_and_serves_the_next_one(kubernetes: Kubernetes) -> None:
     registry, first = kubernetes.registry, kubernetes.first
     before = registry.invocations()
+    # One that has just had a full disk may still be starting; kubeadm reset tries for minutes to reach it.
+    etcd = ("--namespace=kube-system", "wait", "pod", "--selector=component=etcd", "--for=condition=Ready")
+    kubernetes.kubectl(*etcd, "--timeout=180s", timeout=200)
     # As patient as containerd, and no load of its own: kubeadm does this three times on processors that all share.
     with reading(registry, CANARY, period=0.1, deadline=20) as seen:
         for host in reversed(kubernetes.servers.values()):
