@@ -46,7 +46,8 @@ class _Frontend(BaseHTTPRequestHandler):
         self.arrived.append(f"{self.command} {self.path}")
         self.fields.append({name.lower(): value for name, value in self.headers.items()})
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(202 if self.command in ("POST", "PATCH") else 200)
+        written = self.command in ("POST", "PATCH")
+        self.send_response(202 if written else 404 if self.path.startswith("/v2/absent/") else 200)
         if self.command == "POST":
             self.send_header("Location", self.path.rstrip("/") + "/one")
         self.send_header("Content-Length", "0")

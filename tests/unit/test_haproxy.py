@@ -431,6 +431,21 @@ def test_a_server_asks_another_one_by_the_address_that_it_is_known_by(pair: list
     assert came(node) == []
 
 
+def test_who_pushes_is_told_to_upload_a_blob_for_which_a_node_cannot_look() -> None:
+    """Two do not have it, and the zot of the third, which is asked last, is starting. Others learn of that."""
+    blob, ours = f"/v2/absent/blobs/{DIGEST}", {"User-Agent": "kubeadm-registry"}
+    with nodes(ZOT, "cp-1", "cp-2", "cp-3") as [node, _, third]:
+        third.tell("set server own/local state maint")
+        seen = {
+            name: {node.ask(method, blob, headers).status for _ in range(8)}
+            for name, method, headers in (
+                ("push", "HEAD", PUSH), ("ours", "HEAD", {**PUSH, **ours}), ("pull", "HEAD", {}), ("get", "GET", PUSH)
+            )
+        }  # fmt: skip
+    assert seen.pop("push") == {404}
+    assert all(503 in statuses for statuses in seen.values()), seen
+
+
 def test_repositories_are_listed_where_nothing_is_written(pair: list[Node]) -> None:
     """zot looks at each of them; meanwhile a push waits, and each read after it."""
     writer, other = pair
