@@ -92,11 +92,13 @@ class PreflightFailed(Error):
         fatal = [problem for problem in problems if not problem.ignored]
         names = ",".join(sorted({problem.check for problem in fatal if not problem.mandatory}))
         regardless = f", or pass --ignore-preflight-errors={names} to continue anyway" if names else ""
-        super().__init__(
-            f"preflight found {len(fatal)} problem{'s' if len(fatal) != 1 else ''}; nothing was changed",
-            hint=f"fix the problems listed above{regardless}",
-        )
+        self._found = f"preflight found {len(fatal)} problem{'s' if len(fatal) != 1 else ''}"
+        super().__init__(f"{self._found}; nothing was changed", hint=f"fix the problems listed above{regardless}")
         self.problems = tuple(problems)
+
+    def under_way(self) -> Error:
+        """The same as an error of a command that has changed something before."""
+        return Error(self._found, hint=self.hint, code=self.code)
 
 
 class ConnectionFailed(Error):

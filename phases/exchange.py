@@ -9,7 +9,7 @@ from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.engine.phase import Workflow
 from kubeadm_registry.engine.report import Action, Reporter
 from kubeadm_registry.engine.workflow import run
-from kubeadm_registry.errors import Error, PreflightFailed
+from kubeadm_registry.errors import PreflightFailed
 from kubeadm_registry.transport.host import Host
 
 Stages = Mapping[rotation.Stage, Workflow]
@@ -57,7 +57,7 @@ def go_on(
     except PreflightFailed as error:
         if not done:
             raise
-        raise Error(error.message.partition(";")[0], hint=error.hint, code=error.code) from error
+        raise error.under_way() from error
 
 
 def _ending(host: Host, kind: rotation.Kind) -> bool:

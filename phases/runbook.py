@@ -15,7 +15,4 @@ def _install(cluster: Cluster, host: Host) -> Steps:
     yield from cluster_file.install(cluster, host)
 
 
-RUNBOOK = Phase(
-    "runbook", "Write the RUNBOOK and a copy of the cluster file", _install,
-    checks=OF_MEMBERS,
-)  # fmt: skip
+RUNBOOK = Phase("runbook", "Write the RUNBOOK and a copy of the cluster file", _install, checks=OF_MEMBERS)

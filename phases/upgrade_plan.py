@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kubeadm_registry import members, secrets
 from kubeadm_registry.access import collecting
 from kubeadm_registry.agent import document, moves, moving, promised, pulls, trend
+from kubeadm_registry.bundle.programs import numbers
 from kubeadm_registry.cluster import Cluster
 from kubeadm_registry.components import compatibility, executor_files, helper, programs, replacing, running
 from kubeadm_registry.components.compatibility import AGENT, Plan, Record
@@ -89,12 +90,12 @@ def way_back(cluster: Cluster) -> tuple[str, ...]:
 def _release(current: Iterable[Mapping[str, str]]) -> str:
     """The oldest release whose agent runs, by the versions of the programs on each node; empty if none is known."""
     known = (there[AGENT] for there in current if AGENT in there)
-    return min(known, key=compatibility.numbers, default="")
+    return min(known, key=numbers, default="")
 
 
 def _way_back(cluster: Cluster, before: str) -> Iterator[str]:
     yield from compatibility.way_back(before, RECORDS)
-    if not before or compatibility.numbers(before)[:2] >= (0, 2):
+    if not before or numbers(before)[:2] >= (0, 2):
         return
     if cluster.members.generation > FIRST:
         yield f"release {before} has no member list: with it no node accepts pushes after members changed"

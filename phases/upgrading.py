@@ -34,9 +34,8 @@ def carry_out(
     asked = [one.name for one in turn if one.name in (PREFLIGHT.name, upgrade.VERSIONS.name)]
     try:
         return [*done, *moved, *run(turn, cluster, reporter, skip=asked, ignore=ignore)]
-    except PreflightFailed as error:  # its message is of a run that has changed nothing
-        found = Error(error.message.partition(";")[0], hint=error.hint, code=error.code)
-        raise PhaseFailed(last.name, found, host=last.name) from error
+    except PreflightFailed as error:
+        raise PhaseFailed(last.name, error.under_way(), host=last.name) from error
 
 
 def _gives_up(cluster: Cluster, host: Host) -> bool:

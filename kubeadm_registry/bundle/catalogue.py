@@ -13,7 +13,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints, TypeAdapter, model_validator
 
 from kubeadm_registry.bundle.archive import safe_name
-from kubeadm_registry.bundle.programs import Program
+from kubeadm_registry.bundle.programs import Program, numbers
 from kubeadm_registry.errors import BundleError, ConfigError
 from kubeadm_registry.oci.descriptors import Digest
 
@@ -55,7 +55,7 @@ class Version(_Model):
 
     def supports(self, version: str) -> bool:
         """Whether this release can work with *version*."""
-        if self.oldest and _numbers(version) < _numbers(self.oldest):
+        if self.oldest and numbers(version) < numbers(self.oldest):
             return False
         return not self.series or any(
             version == one or version.startswith((f"{one}.", f"{one}-")) for one in self.series
@@ -65,11 +65,6 @@ class Version(_Model):
         """What it can work with."""
         series = " or ".join(f"{one}.x" for one in self.series)
         return f"{series} from {self.oldest} on" if self.oldest else series
-
-
-def _numbers(version: str) -> list[int]:
-    found = re.match(r"[0-9]+(?:\.[0-9]+)*", version)
-    return [int(part) for part in found[0].split(".")] if found else []
 
 
 class Release(_Model):

@@ -28,6 +28,15 @@ _OURS = "dev.kubeadm-registry.program."
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PLAIN = re.compile(r"[\x20-\x7e]{1,200}")
+_NUMBERS = re.compile(r"(?:\d+[:_])?v?(\d+(?:\.\d+)*)")
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The numbers with which *version* begins (``1:2.3.0+ds1`` gives 2, 3, 0); none if it begins with none."""
+    found = _NUMBERS.match(version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
 _SLUG = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,200}")
 
 

@@ -9,13 +9,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from kubeadm_registry.bundle.programs import numbers
+
 AGENT = "agent"
 """The node agent, which is no program of a bundle: whatever runs an upgrade installs its own."""
 TOOL = "kubeadm-registry"
 HERE = "this kubeadm-registry"
 
 _UNFINISHED = re.compile(r"-(alpha|beta)")
-_NUMBERS = re.compile(r"(?:\d+[:_])?v?(\d+(?:\.\d+)*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,6 @@ RULES: Mapping[str, Rule] = {
     TOOL: _OURS,
 }
 _UNKNOWN = Rule(1, "nothing is known of another major version", _NEW_CLUSTER)
-
-
-def numbers(version: str) -> tuple[int, ...]:
-    """The numbers with which *version* begins (``1:2.3.0+ds1`` gives 2, 3, 0); none if it begins with none."""
-    found = _NUMBERS.match(version)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
 
 
 def is_older(version: str, other: str) -> bool:

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from kubeadm_registry import __version__, rotation
+from kubeadm_registry.bundle.programs import numbers
 from kubeadm_registry.components import compatibility
-from kubeadm_registry.components.compatibility import KNOWN, RULES, Move, Record, numbers, plan, way_back
+from kubeadm_registry.components.compatibility import KNOWN, RULES, Move, Record, plan, way_back
 from kubeadm_registry.phases.upgrade_plan import RECORDS
 from kubeadm_registry.secrets import Secrets
 from tests.lab import releases

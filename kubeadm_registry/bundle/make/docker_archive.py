@@ -21,7 +21,7 @@ from typing import BinaryIO, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from kubeadm_registry.bundle import archive, temporary
-from kubeadm_registry.bundle.failures import SAVE_AGAIN, cache_damaged, refused
+from kubeadm_registry.bundle.failures import cache_damaged, of_inputs, refused
 from kubeadm_registry.bundle.layout import Layout, PiecesStore
 from kubeadm_registry.bundle.make.cache import Blobs, Stopped
 from kubeadm_registry.bundle.make.context import BuildContext
@@ -70,10 +70,10 @@ def is_one(path: Path) -> bool:
 def _named(path: Path) -> Iterator[None]:
     """Within it errors begin with *path*, for one of several archives, and what is damaged is no bundle yet."""
     try:
-        yield
+        with of_inputs():
+            yield
     except BundleError as error:
-        hint = SAVE_AGAIN if error.hint == damaged("").hint else error.hint
-        raise BundleError(f"{path}: {error.message}", code=error.code, hint=hint) from error
+        raise BundleError(f"{path}: {error.message}", code=error.code, hint=error.hint) from error
 
 
 @dataclass(frozen=True, slots=True)
